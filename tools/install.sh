@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Installs what a target needs and nothing more, by exact version or by Debian package name.
+#   tools/install.sh runc VERSION | gen | lint | test | long
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+tools=$root/.tools/bin
+mkdir -p "$tools" "$root/bin"
+
+# goinstall BINARY PACKAGE@VERSION: builds a Go program once into .tools/bin.
+goinstall() {
+  local stamp=$tools/.$1-${2##*@}
+  [ -e "$stamp" ] && [ -x "$tools/$1" ] && return
+  echo "building $1 ${2##*@}"
+  GOFLAGS= GOBIN=$tools go install "$2"
+  rm -f "$tools/.$1-"*; touch "$stamp"
+}
+
+# debian PACKAGE...: installs Debian packages when they are missing and we may.
+debian() {
+  local missing=()
+  for p in "$@"; do dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p"); done
+  [ ${#missing[@]} -eq 0 ] && return
+  if ! command -v apt-get >/dev/null || [ "$(id -u)" != 0 ]; then
+    echo "missing packages (install them as root): ${missing[*]}" >&2
+    return 1
+  fi
+  echo "installing ${missing[*]}"
+  local log; log=$(mktemp)
+  { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 ||
+    { tail -n 20 "$log" >&2; rm -f "$log"; return 1; }
+  rm -f "$log"
+}
+
+case ${1:-} in
+runc)
+  # With libseccomp runc can apply seccomp profiles; without it everything else still works.
+  tags=
+  if debian libseccomp-dev pkg-config 2>/dev/null; then tags=seccomp; else
+    echo "note: libseccomp headers are missing; containers from images run without seccomp profiles" >&2
+  fi
+  echo "building runc $2"
+  GOFLAGS= GOBIN=$root/bin go install -trimpath -ldflags '-s -w' -tags "$tags" "github.com/opencontainers/runc@$2"
+  ;;
+gen)
+  debian protobuf-compiler
+  goinstall protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+  goinstall protoc-gen-go-grpc google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
+  goinstall protoc-gen-go-vtproto github.com/planetscale/vtprotobuf/cmd/protoc-gen-go-vtproto@v0.6.1-0.20240319094008-0393e58bdf10
+  ;;
+lint)
+  "$0" gen
+  goinstall golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+  ;;
+test)
+  # Python and its gRPC for the example module in a second language; busybox for root filesystems.
+  debian python3 python3-grpcio python3-protobuf busybox-static || echo "note: tests that need them are listed as skipped" >&2
+  goinstall gotestsum gotest.tools/gotestsum@v1.13.0
+  ;;
+long)
+  "$0" test
+  debian qemu-system-x86 cpio
+  ;;
+*)
+  echo "usage: $0 runc VERSION | gen | lint | test | long" >&2
+  exit 2
+  ;;
+esac
