@@ -1,0 +1,375 @@
+// Package scheduler is a client of the scheduler API, for those who write frameworks.
+//
+// It subscribes, reconnects with backoff and resubscribes under the same framework id, follows a redirect to the
+// leading master, acknowledges updates once they have been handled, and asks for a reconciliation after each
+// reconnection. Which offers to accept and which tasks to run again is the framework's business.
+//
+// Source: the scheduler HTTP API of Apache Mesos, version 1.
+package scheduler
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	schedulerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/scheduler"
+	"github.com/mosaic-cluster/mosaic/sdk/recordio"
+)
+
+const (
+	mediaType = "application/x-protobuf"
+	path      = "/api/v1/scheduler"
+	// callTimeout bounds one call other than SUBSCRIBE. Masters answer at once; ten seconds is a master in trouble.
+	callTimeout = 10 * time.Second
+	// missedHeartbeats is how many heartbeats may fail to come before the stream counts as dead.
+	missedHeartbeats = 3
+	// maxEvent bounds one event. Offers of some thousand agents are a few MiB.
+	maxEvent = 64 << 20
+	// maxRefusal bounds what is read of a refusal's text.
+	maxRefusal = 64 << 10
+)
+
+// StatusError is a refusal of a call. The caller must change something, unless Code is 503.
+type StatusError struct {
+	Code    int
+	Message string
+}
+
+func (e *StatusError) Error() string { return fmt.Sprintf("master answered %d: %s", e.Code, e.Message) }
+
+// FatalError is an ERROR event: the master has ended the subscription for good, for instance because the framework
+// was removed or another instance took over. The framework stops.
+type FatalError struct{ Message string }
+
+func (e *FatalError) Error() string { return "master ended the subscription: " + e.Message }
+
+// ErrNotSubscribed is returned by calls made before SUBSCRIBED came or while the client reconnects. The caller tries
+// again later, or drops what the call was for.
+var ErrNotSubscribed = errors.New("not subscribed")
+
+// Config says who subscribes and where.
+type Config struct {
+	// Master is host:port of a master; a redirect to the leader is followed.
+	Master string
+	// Framework is what to subscribe with; its id is filled in by the first SUBSCRIBED.
+	Framework *mesosv1.FrameworkInfo
+	// SuppressedRoles start without offers.
+	SuppressedRoles []string
+	// MaxBackoff bounds the pause between attempts to connect; 0 means 15 s.
+	MaxBackoff time.Duration
+	// GiveUpAfter ends Run when no attempt succeeded for so long; 0 means never.
+	GiveUpAfter time.Duration
+	Logger      *slog.Logger // nil discards
+}
+
+// Client is one framework's connection. Its methods may be called from several goroutines.
+type Client struct {
+	cfg Config
+	hc  *http.Client
+	log *slog.Logger
+
+	mu        sync.Mutex // guards what follows
+	framework *mesosv1.FrameworkInfo
+	streamID  string
+	leader    string // host:port that took the subscription; calls go there
+}
+
+// New returns a client; nothing is dialed before Run.
+func New(cfg Config) *Client {
+	if cfg.MaxBackoff == 0 {
+		cfg.MaxBackoff = 15 * time.Second
+	}
+	log := cfg.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.Proxy = nil
+	t.DialContext = (&net.Dialer{Timeout: 5 * time.Second}).DialContext
+	t.DisableCompression = true
+	return &Client{
+		cfg: cfg, log: log, framework: cfg.Framework.CloneVT(),
+		hc: &http.Client{Transport: t},
+	}
+}
+
+// FrameworkID is the id that the master gave, or nil before the first SUBSCRIBED.
+func (c *Client) FrameworkID() *mesosv1.FrameworkID {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.framework.GetId()
+}
+
+// Run subscribes and hands each event to handle, in order, until ctx ends, handle fails, or the master ends the
+// subscription. An UPDATE is acknowledged after handle returned nil for it.
+//
+// Errors: *FatalError; what handle returned; *StatusError when SUBSCRIBE itself is refused with 4xx; the last
+// connection error after GiveUpAfter. When ctx ends it returns ctx's error.
+func (c *Client) Run(ctx context.Context, handle func(context.Context, *schedulerv1.Event) error) error {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval = 100 * time.Millisecond
+	b.MaxInterval = c.cfg.MaxBackoff
+	lost := time.Now()
+	for {
+		subscribed, err := c.session(ctx, handle)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if final(err) {
+			return unwrapHandler(err)
+		}
+		if subscribed {
+			b.Reset()
+			lost = time.Now()
+		} else if c.cfg.GiveUpAfter > 0 && time.Since(lost) > c.cfg.GiveUpAfter {
+			return err
+		}
+		pause := b.NextBackOff()
+		c.log.Warn("subscription lost", "error", err, "retry_in", pause)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// handlerError marks errors of the framework's own handler, which end Run.
+type handlerError struct{ error }
+
+func (e handlerError) Unwrap() error { return e.error }
+
+func final(err error) bool {
+	var fatal *FatalError
+	var status *StatusError
+	var handler handlerError
+	return errors.As(err, &fatal) || errors.As(err, &handler) ||
+		errors.As(err, &status) && status.Code/100 == 4
+}
+
+func unwrapHandler(err error) error {
+	var handler handlerError
+	if errors.As(err, &handler) {
+		return handler.error
+	}
+	return err
+}
+
+// session is one subscription from SUBSCRIBE to the end of the stream. It says whether SUBSCRIBED came.
+func (c *Client) session(ctx context.Context, handle func(context.Context, *schedulerv1.Event) error) (bool, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c.mu.Lock()
+	framework := c.framework.CloneVT()
+	c.mu.Unlock()
+	again := framework.GetId() != nil
+	resp, err := c.subscribe(ctx, framework)
+	if err != nil {
+		return false, err
+	}
+	defer resp.Body.Close()
+	defer c.setStream("", "")
+
+	// Until SUBSCRIBED says how often heartbeats come, silence of a minute is a dead master.
+	silence := time.Minute
+	watchdog := time.AfterFunc(silence, cancel)
+	defer watchdog.Stop()
+
+	events := recordio.NewReader(resp.Body, maxEvent)
+	subscribed := false
+	for {
+		record, err := events.Next()
+		if err != nil {
+			return subscribed, fmt.Errorf("read events: %w", err)
+		}
+		watchdog.Reset(silence)
+		event := &schedulerv1.Event{}
+		if err := event.UnmarshalVT(record); err != nil {
+			return subscribed, fmt.Errorf("decode event: %w", err)
+		}
+		switch event.GetType() {
+		case schedulerv1.Event_SUBSCRIBED:
+			subscribed = true
+			c.mu.Lock()
+			c.framework.Id = event.GetSubscribed().GetFrameworkId()
+			c.mu.Unlock()
+			c.setStream(resp.Header.Get("Mesos-Stream-Id"), resp.Request.URL.Host)
+			if s := event.GetSubscribed().GetHeartbeatIntervalSeconds(); s > 0 {
+				silence = time.Duration(s * missedHeartbeats * float64(time.Second))
+			}
+		case schedulerv1.Event_ERROR:
+			return subscribed, &FatalError{Message: event.GetError().GetMessage()}
+		case schedulerv1.Event_HEARTBEAT:
+			continue
+		}
+		if err := handle(ctx, event); err != nil {
+			return subscribed, handlerError{err}
+		}
+		if err := c.afterEvent(ctx, event, again); err != nil && !errors.Is(err, ErrNotSubscribed) {
+			c.log.Warn("follow up on event", "type", event.GetType(), "error", err)
+		}
+	}
+}
+
+// afterEvent does what every framework must: acknowledge updates, reconcile after a reconnection.
+func (c *Client) afterEvent(ctx context.Context, event *schedulerv1.Event, again bool) error {
+	switch event.GetType() {
+	case schedulerv1.Event_UPDATE:
+		status := event.GetUpdate().GetStatus()
+		if len(status.GetUuid()) == 0 {
+			return nil
+		}
+		return c.Acknowledge(ctx, status)
+	case schedulerv1.Event_SUBSCRIBED:
+		if again {
+			return c.Call(ctx, &schedulerv1.Call{Type: schedulerv1.Call_RECONCILE.Enum(), Reconcile: &schedulerv1.Call_Reconcile{}})
+		}
+	}
+	return nil
+}
+
+func (c *Client) setStream(id, leader string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.streamID, c.leader = id, leader
+}
+
+func (c *Client) subscribe(ctx context.Context, framework *mesosv1.FrameworkInfo) (*http.Response, error) {
+	call := &schedulerv1.Call{
+		FrameworkId: framework.GetId(),
+		Type:        schedulerv1.Call_SUBSCRIBE.Enum(),
+		Subscribe:   &schedulerv1.Call_Subscribe{FrameworkInfo: framework, SuppressedRoles: c.cfg.SuppressedRoles},
+	}
+	resp, err := c.post(ctx, c.cfg.Master, "", call)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		defer resp.Body.Close()
+		return nil, refusal(resp)
+	}
+	return resp, nil
+}
+
+// Call makes one call of the subscribed framework; the framework id is filled in.
+//
+// Errors: ErrNotSubscribed; *StatusError when the master refuses. A nil error means that the master has it; the
+// effect comes as events.
+func (c *Client) Call(ctx context.Context, call *schedulerv1.Call) error {
+	c.mu.Lock()
+	stream, leader, id := c.streamID, c.leader, c.framework.GetId()
+	c.mu.Unlock()
+	if stream == "" {
+		return ErrNotSubscribed
+	}
+	call.FrameworkId = id
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	resp, err := c.post(ctx, leader, stream, call)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		return refusal(resp)
+	}
+	_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, maxRefusal))
+	return err
+}
+
+func refusal(resp *http.Response) error {
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
+	return &StatusError{Code: resp.StatusCode, Message: strings.TrimSpace(string(text))}
+}
+
+func (c *Client) post(ctx context.Context, addr, stream string, call *schedulerv1.Call) (*http.Response, error) {
+	body, err := call.MarshalVT()
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", call.GetType(), err)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("master address %q: %w", addr, err)
+	}
+	req.Header.Set("Content-Type", mediaType)
+	req.Header.Set("Accept", mediaType)
+	if stream != "" {
+		req.Header.Set("Mesos-Stream-Id", stream)
+	}
+	resp, err := c.hc.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("%s at master %s: %w", call.GetType(), addr, err)
+	}
+	return resp, nil
+}
+
+// Accept uses offers of one agent for operations. refuse says for how long the rest is not wanted.
+func (c *Client) Accept(ctx context.Context, offers []*mesosv1.OfferID, ops []*mesosv1.Offer_Operation, refuse time.Duration) error {
+	return c.Call(ctx, &schedulerv1.Call{
+		Type: schedulerv1.Call_ACCEPT.Enum(),
+		Accept: &schedulerv1.Call_Accept{
+			OfferIds: offers, Operations: ops, Filters: filters(refuse),
+		},
+	})
+}
+
+// Decline gives offers back. refuse says for how long the same is not wanted again.
+func (c *Client) Decline(ctx context.Context, offers []*mesosv1.OfferID, refuse time.Duration) error {
+	return c.Call(ctx, &schedulerv1.Call{
+		Type:    schedulerv1.Call_DECLINE.Enum(),
+		Decline: &schedulerv1.Call_Decline{OfferIds: offers, Filters: filters(refuse)},
+	})
+}
+
+func filters(refuse time.Duration) *mesosv1.Filters {
+	s := refuse.Seconds()
+	return &mesosv1.Filters{RefuseSeconds: &s}
+}
+
+// Kill asks for the end of a task; its terminal update comes as an event.
+func (c *Client) Kill(ctx context.Context, task *mesosv1.TaskID, agent *mesosv1.AgentID) error {
+	return c.Call(ctx, &schedulerv1.Call{
+		Type: schedulerv1.Call_KILL.Enum(),
+		Kill: &schedulerv1.Call_Kill{TaskId: task, AgentId: agent},
+	})
+}
+
+// Acknowledge says that an update has been handled. Run does it by itself.
+func (c *Client) Acknowledge(ctx context.Context, status *mesosv1.TaskStatus) error {
+	return c.Call(ctx, &schedulerv1.Call{
+		Type: schedulerv1.Call_ACKNOWLEDGE.Enum(),
+		Acknowledge: &schedulerv1.Call_Acknowledge{
+			AgentId: status.GetAgentId(), TaskId: status.GetTaskId(), Uuid: status.GetUuid(),
+		},
+	})
+}
+
+// Suppress stops offers for the roles (all without any) until Revive.
+func (c *Client) Suppress(ctx context.Context, roles ...string) error {
+	return c.Call(ctx, &schedulerv1.Call{
+		Type: schedulerv1.Call_SUPPRESS.Enum(), Suppress: &schedulerv1.Call_Suppress{Roles: roles},
+	})
+}
+
+// Revive asks for offers again and drops filters, for the roles (all without any).
+func (c *Client) Revive(ctx context.Context, roles ...string) error {
+	return c.Call(ctx, &schedulerv1.Call{
+		Type: schedulerv1.Call_REVIVE.Enum(), Revive: &schedulerv1.Call_Revive{Roles: roles},
+	})
+}
+
+// Teardown ends the framework: its tasks are killed and its id cannot be used again.
+func (c *Client) Teardown(ctx context.Context) error {
+	return c.Call(ctx, &schedulerv1.Call{Type: schedulerv1.Call_TEARDOWN.Enum()})
+}
