@@ -1,0 +1,119 @@
+// Package launcher says what a launcher is: the part of the containerizer that turns a finished
+// proposal into a running, supervised process tree, and finds it again after the agent was away.
+//
+// Two launchers implement it: process, for tasks on the host's file system, and oci, which drives
+// an OCI runtime for everything else. Both put every container under a shim of its own, so that a
+// container outlives the agent, and into a cgroup of its own, so that its end can be proved.
+//
+// The package promises that a created process does nothing of its own before Start, and that
+// Destroy returns nil only when no process of the container is left. Deciding what to launch,
+// checkpointing, and telling modules is left to the containerizer.
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+
+	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
+)
+
+// A Request is everything a launcher needs to create one container.
+type Request struct {
+	// Container names the container, its cgroup and its root file system.
+	Container *containerv1.Container
+	// Proposal is the merged one. Its environment, arguments and working directory have been
+	// taken over into the fields below and are not read again.
+	Proposal *containerv1.Proposal
+	// Argv is the command line. Without a slash, Argv[0] is looked up along PATH of Env, as the
+	// container sees it.
+	Argv []string
+	// Env is the complete environment, as KEY=VALUE.
+	Env []string
+	// Dir is the working directory, absolute, in the container; empty means the root.
+	Dir string
+	// User is whom the command runs as.
+	User User
+	// Stdout and Stderr are files on the host, made when missing and appended to. They are opened
+	// by the shim, without following a link in the last element; a named pipe may be given. Empty
+	// means discarded.
+	Stdout, Stderr string
+	// RunDir is a folder on the host for the launcher alone, made when missing. It must be short
+	// enough for a socket in it (100 bytes), and is removed by Destroy.
+	RunDir string
+}
+
+// A User is the numeric identity of a process. Names are resolved by the caller, in the
+// container's own files.
+type User struct {
+	UID, GID uint32
+	Groups   []uint32
+}
+
+// A Launcher creates containers and finds them again.
+type Launcher interface {
+	// Name is stored with each container and chooses the launcher when it is found again.
+	Name() string
+	// Supports returns nil when the request can be applied in full, and otherwise what cannot.
+	Supports(r *Request) error
+	// Create makes the cgroups, writes their limits and starts the shim. When it returns, the
+	// first process exists, is in its cgroups and namespaces, and is held before the command.
+	// On error nothing is left behind.
+	Create(ctx context.Context, r *Request) (Handle, error)
+	// Reattach finds a container by the state its handle gave. A *GoneError says that it ended or
+	// cannot be found; whatever remains of it in its cgroup has been killed and removed then.
+	Reattach(ctx context.Context, state []byte) (Handle, error)
+}
+
+// A Handle is one created container. Its methods may be called at the same time.
+type Handle interface {
+	// State is what Reattach needs, at most 4 KiB. It does not change.
+	State() []byte
+	// Pid is the first process, in the agent's pid namespace.
+	Pid() int
+	// StartTicks is the start time of that process in clock ticks since boot. Together with the
+	// boot id it says who Pid is.
+	StartTicks() uint64
+	// Cgroups maps each controller to the absolute path of the container's cgroup; the name is
+	// empty on version 2. Empty when the container has no cgroup.
+	Cgroups() map[string]string
+	// Start lets the process go and returns when the command is being executed. That a command
+	// cannot be executed is an error of Start, or, where the runtime looks earlier, of Create.
+	Start(ctx context.Context) error
+	// Wait returns the wait(2) status of the first process when it ended; known is false when
+	// nothing can say what it was. It may be called again.
+	Wait(ctx context.Context) (waitStatus int, known bool, err error)
+	// Signal sends sig to the process group of the first process. ErrEnded when there is none.
+	Signal(ctx context.Context, sig syscall.Signal) error
+	// Update writes those settings that are set to the cgroup.
+	Update(ctx context.Context, c *containerv1.CgroupResources) error
+	// Destroy kills every process of the container, proves that none is left, removes the cgroup
+	// and RunDir, and ends the shim. Repeatable; on error it is to be called again.
+	Destroy(ctx context.Context) error
+}
+
+// ErrEnded is returned by Signal and Start when the first process has ended already.
+var ErrEnded = errors.New("container has ended")
+
+// ErrGone matches every *GoneError.
+var ErrGone = errors.New("container is gone")
+
+// A GoneError says that a container ended while nobody looked.
+type GoneError struct {
+	// WaitStatus is the wait(2) status of the first process, if Known.
+	WaitStatus int
+	Known      bool
+	// Why says how this was found out.
+	Why string
+}
+
+func (e *GoneError) Error() string {
+	if e.Known {
+		return fmt.Sprintf("container is gone: %s: wait status %#x", e.Why, e.WaitStatus)
+	}
+	return fmt.Sprintf("container is gone: %s: wait status unknown", e.Why)
+}
+
+// Is lets errors.Is find ErrGone.
+func (e *GoneError) Is(target error) bool { return target == ErrGone }
