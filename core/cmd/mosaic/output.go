@@ -1,0 +1,89 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"gopkg.in/yaml.v3"
+)
+
+// column is one column of a table over rows of type T.
+type column[T any] struct {
+	name string
+	wide bool // only with -o wide
+	text func(T) string
+}
+
+// outputFlag adds -o to a command that lists things.
+func outputFlag(cmd *cobra.Command, format *string) {
+	cmd.Flags().StringVarP(format, "output", "o", "table", "format: table, wide, json or yaml")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(
+		[]string{"table", "wide", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// printRows writes rows in the format asked for. JSON and YAML hold the rows whole, by their json tags.
+func printRows[T any](w io.Writer, format string, rows []T, columns []column[T]) error {
+	switch format {
+	case "json":
+		if rows == nil {
+			rows = []T{}
+		}
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		return enc.Encode(rows)
+	case "yaml":
+		return printYAML(w, rows)
+	case "table", "wide":
+		tw := tabwriter.NewWriter(w, 0, 4, 3, ' ', 0)
+		line := func(cell func(column[T]) string) {
+			var cells []string
+			for _, c := range columns {
+				if !c.wide || format == "wide" {
+					cells = append(cells, cell(c))
+				}
+			}
+			fmt.Fprintln(tw, strings.TrimRight(strings.Join(cells, "\t"), "\t"))
+		}
+		line(func(c column[T]) string { return c.name })
+		for _, r := range rows {
+			line(func(c column[T]) string {
+				if s := c.text(r); s != "" {
+					return s
+				}
+				return "-"
+			})
+		}
+		return tw.Flush()
+	}
+	return &exitError{exitUsage, fmt.Errorf("output format: got %q, want table, wide, json or yaml", format)}
+}
+
+// printYAML writes v as YAML with the names and order of its JSON form.
+func printYAML(w io.Writer, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	var doc yaml.Node
+	if err := yaml.Unmarshal(data, &doc); err != nil { // JSON is YAML
+		return err
+	}
+	blockStyle(&doc)
+	enc := yaml.NewEncoder(w)
+	enc.SetIndent(2)
+	if err := enc.Encode(&doc); err != nil {
+		return err
+	}
+	return enc.Close()
+}
+
+func blockStyle(n *yaml.Node) {
+	n.Style = 0
+	for _, c := range n.Content {
+		blockStyle(c)
+	}
+}

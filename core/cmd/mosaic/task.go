@@ -1,0 +1,351 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	agentv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/agent"
+	masterv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/master"
+
+	"github.com/mosaic-cluster/mosaic/sdk/operator"
+)
+
+func newTask() *cobra.Command {
+	cmd := &cobra.Command{Use: "task", Short: "List tasks, read their output, kill them", Args: cobra.NoArgs}
+	cmd.AddCommand(newTaskList(), newTaskLogs(), newTaskKill())
+	return cmd
+}
+
+// taskRow is one line of `mosaic task ls`.
+type taskRow struct {
+	ID          string    `json:"id"`
+	Name        string    `json:"name"`
+	State       string    `json:"state"`
+	FrameworkID string    `json:"framework_id"`
+	Framework   string    `json:"framework"`
+	AgentID     string    `json:"agent_id"`
+	Hostname    string    `json:"hostname"`
+	CPUs        float64   `json:"cpus"`
+	MemMB       float64   `json:"mem_mb"`
+	ContainerID string    `json:"container_id,omitempty"`
+	Updated     time.Time `json:"updated,omitzero"`
+	Message     string    `json:"message,omitempty"`
+	Reason      string    `json:"reason,omitempty"`
+	active      bool
+}
+
+func newTaskRow(c *cluster, t *mesosv1.Task) taskRow {
+	r := taskRow{
+		ID: t.GetTaskId().GetValue(), Name: t.GetName(), State: t.GetState().String(),
+		FrameworkID: t.GetFrameworkId().GetValue(), AgentID: t.GetAgentId().GetValue(),
+		CPUs: scalar(t.GetResources(), "cpus"), MemMB: scalar(t.GetResources(), "mem"),
+		active: !terminal(t.GetState()),
+	}
+	r.Framework = c.frames[r.FrameworkID].GetFrameworkInfo().GetName()
+	r.Hostname = c.agents[r.AgentID].GetAgentInfo().GetHostname()
+	for _, s := range t.GetStatuses() {
+		if id := s.GetContainerStatus().GetContainerId().GetValue(); id != "" {
+			r.ContainerID = id
+		}
+		r.Message = s.GetMessage()
+		r.Reason = ""
+		if s.Reason != nil {
+			r.Reason = s.GetReason().String()
+		}
+		if s.Timestamp != nil {
+			r.Updated = time.UnixMicro(int64(s.GetTimestamp() * 1e6)).UTC()
+		}
+	}
+	return r
+}
+
+// terminal says whether a task in this state has ended for good.
+func terminal(s mesosv1.TaskState) bool {
+	switch s {
+	case mesosv1.TaskState_TASK_FINISHED, mesosv1.TaskState_TASK_FAILED, mesosv1.TaskState_TASK_KILLED,
+		mesosv1.TaskState_TASK_ERROR, mesosv1.TaskState_TASK_LOST, mesosv1.TaskState_TASK_DROPPED,
+		mesosv1.TaskState_TASK_GONE, mesosv1.TaskState_TASK_GONE_BY_OPERATOR:
+		return true
+	}
+	return false
+}
+
+var taskColumns = []column[taskRow]{
+	{"TASK", false, func(r taskRow) string { return r.ID }},
+	{"STATE", false, func(r taskRow) string { return r.State }},
+	{"FRAMEWORK", false, func(r taskRow) string { return r.Framework }},
+	{"HOST", false, func(r taskRow) string { return r.Hostname }},
+	{"CPUS", false, func(r taskRow) string { return number(r.CPUs) }},
+	{"MEM", false, func(r taskRow) string { return number(r.MemMB) + " MB" }},
+	{"SINCE", false, func(r taskRow) string { return age(r.Updated) }},
+	{"FRAMEWORK ID", true, func(r taskRow) string { return r.FrameworkID }},
+	{"CONTAINER", true, func(r taskRow) string { return r.ContainerID }},
+	{"MESSAGE", true, func(r taskRow) string { return r.Message }},
+}
+
+func newTaskList() *cobra.Command {
+	var master, format string
+	var all bool
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List tasks", Args: cobra.NoArgs,
+		Example: "  mosaic task ls --all -o wide",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := readCluster(cmd.Context(), master)
+			if err != nil {
+				return err
+			}
+			var rows []taskRow
+			for _, t := range c.tasks() {
+				if r := newTaskRow(c, t); all || r.active {
+					rows = append(rows, r)
+				}
+			}
+			slices.SortStableFunc(rows, func(a, b taskRow) int { return b.Updated.Compare(a.Updated) })
+			return printRows(cmd.OutOrStdout(), format, rows, taskColumns)
+		},
+	}
+	masterFlag(cmd, &master)
+	outputFlag(cmd, &format)
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "also tasks that have ended")
+	return cmd
+}
+
+// findTask looks a task up by id, or by the beginning of its id if that is unique. Live tasks go first.
+func (c *cluster) findTask(id, framework string) (*mesosv1.Task, error) {
+	var exact, prefix []*mesosv1.Task
+	for _, t := range c.tasks() {
+		if framework != "" && t.GetFrameworkId().GetValue() != framework {
+			continue
+		}
+		switch v := t.GetTaskId().GetValue(); {
+		case v == id:
+			exact = append(exact, t)
+		case strings.HasPrefix(v, id):
+			prefix = append(prefix, t)
+		}
+	}
+	if len(exact) == 0 {
+		exact = prefix
+	}
+	switch {
+	case len(exact) == 0:
+		return nil, fmt.Errorf("no task %q; 'mosaic task ls --all' lists them", id)
+	case len(exact) == 1:
+		return exact[0], nil
+	}
+	live := slices.DeleteFunc(slices.Clone(exact), func(t *mesosv1.Task) bool { return terminal(t.GetState()) })
+	if len(live) == 1 {
+		return live[0], nil
+	}
+	var names []string
+	for _, t := range exact {
+		names = append(names, t.GetTaskId().GetValue()+" of framework "+t.GetFrameworkId().GetValue())
+	}
+	return nil, fmt.Errorf("task %q could be any of:\n  %s\nName one in full, or use --framework", id, strings.Join(names, "\n  "))
+}
+
+// completeTasks completes the ids of tasks.
+func completeTasks(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	master, err := cmd.Flags().GetString("master")
+	if err != nil || len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	c, err := readCluster(cmd.Context(), master)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var ids []string
+	for _, t := range c.tasks() {
+		ids = append(ids, t.GetTaskId().GetValue())
+	}
+	return ids, cobra.ShellCompDirectiveNoFileComp
+}
+
+func newTaskLogs() *cobra.Command {
+	var master, framework string
+	var follow, stderr bool
+	cmd := &cobra.Command{
+		Use: "logs TASK", Short: "Print a task's output", Args: cobra.ExactArgs(1),
+		Example:           "  mosaic task logs -f web-1\n  mosaic task logs --stderr web-1",
+		ValidArgsFunction: completeTasks,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := readCluster(cmd.Context(), master)
+			if err != nil {
+				return err
+			}
+			t, err := c.findTask(args[0], framework)
+			if err != nil {
+				return err
+			}
+			addr, err := c.agentAddr(t.GetAgentId().GetValue())
+			if err != nil {
+				return err
+			}
+			name := "stdout"
+			if stderr {
+				name = "stderr"
+			}
+			tail := newTail(operator.NewAgent(addr), sandboxFile(t, name), cmd.OutOrStdout())
+			ended := func() bool {
+				if !follow {
+					return true
+				}
+				c, err := readCluster(cmd.Context(), master)
+				if err != nil {
+					return false
+				}
+				now, err := c.findTask(t.GetTaskId().GetValue(), t.GetFrameworkId().GetValue())
+				return err == nil && terminal(now.GetState())
+			}
+			return tail.follow(cmd.Context(), ended)
+		},
+	}
+	masterFlag(cmd, &master)
+	cmd.Flags().StringVar(&framework, "framework", "", "id of the framework, when several have a task of that name")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on printing until the task ends")
+	cmd.Flags().BoolVar(&stderr, "stderr", false, "standard error instead of standard output")
+	return cmd
+}
+
+// sandboxFile is the virtual path of a file in the sandbox of a task.
+func sandboxFile(t *mesosv1.Task, name string) string {
+	executor := t.GetExecutorId().GetValue()
+	if executor == "" {
+		executor = t.GetTaskId().GetValue()
+	}
+	return "/frameworks/" + t.GetFrameworkId().GetValue() + "/executors/" + executor + "/runs/latest/" + name
+}
+
+// tail copies a growing file of an agent to w.
+type tail struct {
+	agent  *operator.Agent
+	path   string
+	w      io.Writer
+	offset uint64
+}
+
+func newTail(agent *operator.Agent, path string, w io.Writer) *tail {
+	return &tail{agent: agent, path: path, w: w}
+}
+
+// tailChunk is how much is asked for at once.
+const tailChunk = 256 << 10
+
+// pull copies what is there beyond the offset. A file that does not exist yet is empty.
+func (t *tail) pull(ctx context.Context) error {
+	for {
+		length := uint64(tailChunk)
+		call := &agentv1.Call{
+			Type:     agentv1.Call_READ_FILE.Enum(),
+			ReadFile: &agentv1.Call_ReadFile{Path: &t.path, Offset: &t.offset, Length: &length},
+		}
+		resp, err := t.agent.Call(ctx, call)
+		var status *operator.StatusError
+		if errors.As(err, &status) && status.Code == http.StatusNotFound {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		data := resp.GetReadFile().GetData()
+		if len(data) == 0 {
+			return nil
+		}
+		if _, err := t.w.Write(data); err != nil {
+			return err
+		}
+		t.offset += uint64(len(data))
+	}
+}
+
+// follow copies until ended says so, and then what is left.
+func (t *tail) follow(ctx context.Context, ended func() bool) error {
+	for {
+		done := ended()
+		if err := t.pull(ctx); err != nil {
+			return err
+		}
+		if done {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
+}
+
+func newTaskKill() *cobra.Command {
+	var master, framework string
+	cmd := &cobra.Command{
+		Use: "kill TASK", Short: "End a task", Args: cobra.ExactArgs(1),
+		Long: `Ends a task.
+
+A task started by 'mosaic run' is its framework's only one: the framework is torn down and the
+task gets SIGTERM, then SIGKILL after its grace period. Tasks of other frameworks belong to
+their schedulers, which may start them again; their container gets SIGTERM.`,
+		Example:           "  mosaic task kill web-1",
+		ValidArgsFunction: completeTasks,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := readCluster(cmd.Context(), master)
+			if err != nil {
+				return err
+			}
+			t, err := c.findTask(args[0], framework)
+			if err != nil {
+				return err
+			}
+			id := t.GetTaskId().GetValue()
+			if terminal(t.GetState()) {
+				return fmt.Errorf("task %s has ended already: %s", id, t.GetState())
+			}
+			if err := c.kill(cmd.Context(), t); err != nil {
+				return fmt.Errorf("kill task %s: %w", id, err)
+			}
+			fmt.Fprintln(os.Stderr, "killing", id)
+			return nil
+		},
+	}
+	masterFlag(cmd, &master)
+	cmd.Flags().StringVar(&framework, "framework", "", "id of the framework, when several have a task of that name")
+	return cmd
+}
+
+func (c *cluster) kill(ctx context.Context, t *mesosv1.Task) error {
+	ctx, cancel := context.WithTimeout(ctx, toolTimeout)
+	defer cancel()
+	if c.frames[t.GetFrameworkId().GetValue()].GetFrameworkInfo().GetName() == runFrameworkName {
+		_, err := operator.NewMaster(c.addr).Call(ctx, &masterv1.Call{
+			Type:     masterv1.Call_TEARDOWN.Enum(),
+			Teardown: &masterv1.Call_Teardown{FrameworkId: t.GetFrameworkId()},
+		})
+		return err
+	}
+	r := newTaskRow(c, t)
+	if r.ContainerID == "" {
+		return fmt.Errorf("it has no container yet; try again when it runs")
+	}
+	addr, err := c.agentAddr(r.AgentID)
+	if err != nil {
+		return err
+	}
+	sigterm := int32(15)
+	_, err = operator.NewAgent(addr).Call(ctx, &agentv1.Call{
+		Type: agentv1.Call_KILL_CONTAINER.Enum(),
+		KillContainer: &agentv1.Call_KillContainer{
+			ContainerId: &mesosv1.ContainerID{Value: &r.ContainerID}, Signal: &sigterm,
+		},
+	})
+	return err
+}
