@@ -91,9 +91,16 @@ type segment struct {
 	index int
 }
 
+// pathString spells the path, without its middle when it is long.
 func (d *decoder) pathString() string {
 	var b strings.Builder
-	for _, s := range d.path {
+	for i, s := range d.path {
+		if i >= maxPathEnd && i < len(d.path)-maxPathEnd {
+			if i == maxPathEnd {
+				b.WriteString("...")
+			}
+			continue
+		}
 		if s.name == "" {
 			fmt.Fprintf(&b, "[%d]", s.index)
 			continue
@@ -109,6 +116,9 @@ func (d *decoder) pathString() string {
 	}
 	return b.String()
 }
+
+// maxPathEnd is how many steps of a long path an error gives from either end.
+const maxPathEnd = 10
 
 // maxNameInError bounds how much of a client's text an error repeats.
 const maxNameInError = 64
