@@ -50,6 +50,7 @@ type runOptions struct {
 	maxCPUs  float64
 	maxMem   float64
 	detach   bool
+	verbose  bool
 	shell    bool
 	waitFor  time.Duration
 	grace    time.Duration
@@ -105,6 +106,7 @@ could not run it.`,
 	f.StringVar(&o.role, "role", "*", "role whose share of the cluster it uses")
 	f.StringVar(&o.user, "user", "", "user to run as (default: yours)")
 	f.BoolVarP(&o.detach, "detach", "d", false, "return once the task runs; it stays")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "print each state of the task on standard error")
 	f.BoolVar(&o.shell, "shell", false, "the command is one line for /bin/sh")
 	f.DurationVar(&o.waitFor, "wait", 0, "give up when no machine offered enough for so long (0: wait for ever)")
 	f.DurationVar(&o.grace, "grace", 3*time.Second, "time between SIGTERM and SIGKILL when it is killed")
@@ -420,6 +422,9 @@ func (r *runner) update(ctx context.Context, status *mesosv1.TaskStatus) error {
 	}
 	r.status = status
 	state := status.GetState()
+	if r.verbose {
+		fmt.Fprintln(r.err, "mosaic:", r.describe())
+	}
 	switch {
 	case terminal(state):
 		if err := r.acknowledge(ctx, status); err != nil {
@@ -477,28 +482,32 @@ var (
 	signaledRE = regexp.MustCompile(`terminated with signal (\w+)`)
 )
 
+// describe says in one line how the task is.
+func (r *runner) describe() string {
+	text := fmt.Sprintf("task %s: %s", r.task.GetTaskId().GetValue(), r.status.GetState())
+	if r.status.Reason != nil {
+		text += ", " + r.status.GetReason().String()
+	}
+	if m := r.status.GetMessage(); m != "" {
+		text += ": " + m
+	}
+	return text
+}
+
 // exitCode is the task's, as far as its last status tells, and says what else there is to say.
 func (r *runner) exitCode() int {
 	state, message := r.status.GetState(), r.status.GetMessage()
 	if state == mesosv1.TaskState_TASK_FINISHED {
 		return 0
 	}
-	say := func() {
-		text := fmt.Sprintf("task %s: %s", r.task.GetTaskId().GetValue(), state)
-		if r.status.Reason != nil {
-			text += ", " + r.status.GetReason().String()
-		}
-		if message != "" {
-			text += ": " + message
-		}
-		fmt.Fprintln(r.err, "mosaic:", text)
-	}
 	if m := exitedRE.FindStringSubmatch(message); m != nil {
 		if code, err := strconv.Atoi(m[1]); err == nil && code > 0 && code < 256 {
 			return code
 		}
 	}
-	say()
+	if !r.verbose {
+		fmt.Fprintln(r.err, "mosaic:", r.describe())
+	}
 	if m := signaledRE.FindStringSubmatch(message); m != nil {
 		name := m[1]
 		if !strings.HasPrefix(name, "SIG") {
@@ -508,7 +517,10 @@ func (r *runner) exitCode() int {
 			return 128 + int(n)
 		}
 	}
-	if state == mesosv1.TaskState_TASK_KILLED {
+	switch {
+	case r.status.GetReason() == mesosv1.TaskStatus_REASON_CONTAINER_LIMITATION_MEMORY:
+		return 128 + int(syscall.SIGKILL)
+	case state == mesosv1.TaskState_TASK_KILLED:
 		return 128 + int(syscall.SIGTERM)
 	}
 	return exitFailed

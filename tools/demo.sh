@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# A one-machine cluster with the default bundle that runs real tasks through the public API, says what happened to
+# each, and leaves nothing behind. Exits 0 only if all of it went as it should.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+dir=$(mktemp -d /tmp/mosaic-demo.XXXXXX)
+log=$dir/dev.log
+mosaic=$PWD/bin/mosaic
+dev=
+
+cleanup() {
+  local code=$?
+  trap - EXIT
+  if [ -n "$dev" ] && kill -0 "$dev" 2>/dev/null; then kill -TERM "$dev"; wait "$dev" 2>/dev/null || true; fi
+  if [ $code -ne 0 ]; then
+    printf '\nThe demo failed. The last lines of the cluster:\n'
+    tail -n 40 "$log" 2>/dev/null || true
+  fi
+  rm -rf "$dir" || true
+  exit $code
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+[ -t 1 ] || say() { printf '\n== %s\n' "$*"; }
+
+# expect CODE TEXT COMMAND...: runs a command, shows its output, and checks exit code and a text in the output.
+expect() {
+  local want=$1 text=$2 out=$dir/out code=0
+  shift 2
+  printf '$ mosaic %s\n' "$*"
+  timeout 60 "$mosaic" "$@" >"$out" 2>&1 || code=$?
+  sed 's/^/  /' "$out"
+  [ $code -eq "$want" ] || { echo "exit code $code, want $want"; return 1; }
+  grep -qE -- "$text" "$out" || { echo "output lacks: $text"; return 1; }
+}
+
+free_port() { python3 -c 'import socket; s=socket.socket(); s.bind(("127.0.0.1",0)); print(s.getsockname()[1])' 2>/dev/null || echo $((20000 + RANDOM % 20000)); }
+master=127.0.0.1:$(free_port)
+agent=127.0.0.1:$(free_port)
+export MOSAIC_MASTER=$master MOSAIC_AGENT=$agent
+
+say "A cluster on this machine"
+"$mosaic" dev --listen "$master" --agent-listen "$agent" --work-dir "$dir/work" --resources 'cpus:2;mem:1024;disk:1024;ports:[31000-31999]' >"$log" 2>&1 &
+dev=$!
+for _ in $(seq 100); do
+  "$mosaic" node ls 2>/dev/null | grep -q active && break
+  kill -0 "$dev" 2>/dev/null || { echo "the cluster did not start"; exit 1; }
+  sleep 0.1
+done
+sed 's/^/  /' "$log" | head -n 20
+expect 0 active node ls
+expect 0 cgroups module ls
+
+say "A command"
+expect 0 'hello from a task' run -v --cpus 0.5 --mem 64 --env WHO=task --shell -- 'echo hello from a $WHO'
+
+root=0; [ "$(id -u)" = 0 ] && root=1
+if [ $root = 1 ]; then
+  say "What it was given: half a core and 64 MB"
+  expect 0 '67108864' run -v --cpus 0.5 --mem 64 --shell -- \
+    'c=$(awk -F: "\$2==\"memory\"{print \$3}" /proc/self/cgroup); if [ -n "$c" ]; then cat /sys/fs/cgroup/memory$c/memory.limit_in_bytes; else cat /sys/fs/cgroup$(awk -F: "\$1==0{print \$3}" /proc/self/cgroup)/memory.max; fi; cat /proc/self/cgroup'
+
+  say "A task that takes more memory than it has"
+  expect 137 'REASON_CONTAINER_LIMITATION_MEMORY' run -v --cpus 0.5 --mem 64 -- tail /dev/zero
+
+  say "A task in a root filesystem of its own, through the OCI runtime"
+  mkdir -p "$dir/rootfs/bin"
+  CGO_ENABLED=0 ${GO:-go} build -trimpath -o "$dir/rootfs/bin/inside" ./core/e2e/inside
+  expect 0 'pid 1, uid 0' run -v --image "$dir/rootfs" --mem 64 -- /bin/inside
+else
+  say "Not root: limits, namespaces and own root filesystems are left out of the demo"
+fi
+
+say "Two frameworks in two roles share the machine"
+"$mosaic" run -v --role batch --cpus 1 --mem 64 --name batch --shell -- 'echo batch runs; sleep 2' >"$dir/a" 2>&1 & a=$!
+"$mosaic" run -v --role services --cpus 1 --mem 64 --name service --shell -- 'echo service runs; sleep 2' >"$dir/b" 2>&1 & b=$!
+both=0
+for _ in $(seq 100); do
+  if [ "$("$mosaic" task ls | grep -c TASK_RUNNING)" = 2 ]; then both=1; break; fi
+  sleep 0.05
+done
+"$mosaic" framework ls | sed 's/^/  /'
+"$mosaic" task ls | sed 's/^/  /'
+wait $a; wait $b
+sed 's/^/  batch:   /' "$dir/a"; sed 's/^/  service: /' "$dir/b"
+[ $both = 1 ] || { echo "the two tasks never ran at the same time"; exit 1; }
+
+say "A task that stays, its output, its end"
+expect 0 '^pulse-' run --detach --name pulse --shell -- 'while :; do echo pulse; sleep 0.1; done'
+sleep 0.5
+expect 0 'pulse' task logs pulse
+expect 0 'killing' task kill pulse
+for _ in $(seq 100); do "$mosaic" task ls | grep -q pulse || break; sleep 0.1; done
+expect 0 'pulse.*TASK_KILLED' task ls --all
+
+say "All of it went as it should"
