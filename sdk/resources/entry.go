@@ -269,6 +269,10 @@ func (e *Entry) Shared() bool { return e.id.shared }
 // Persistent says whether the entry is a persistent volume.
 func (e *Entry) Persistent() bool { return e.id.persistent }
 
+// Divisible says whether a part of the entry can be used by itself. Persistent volumes, shared
+// resources and disks that are one device are taken whole or not at all.
+func (e *Entry) Divisible() bool { return !e.id.atomic }
+
 // Disk is the entry's disk, or nil. It must not be changed.
 func (e *Entry) Disk() *mesosv1.Resource_DiskInfo { return e.id.template.GetDisk() }
 

@@ -24,6 +24,37 @@ func (s Set) Filter(keep func(*Entry) bool) Set {
 	return s
 }
 
+// Limit returns the set with at most most(entry) thousandths of every scalar; other entries stay
+// as they are. Of an entry that cannot be divided nothing is kept if not all of it may be.
+func (s Set) Limit(most func(*Entry) int64) Set {
+	var out []Entry // nil until something differs from s
+	for i := range s.entries {
+		e := &s.entries[i]
+		amount := e.milli
+		if e.id.kind == mesosv1.Value_SCALAR {
+			amount = min(amount, most(e))
+		}
+		if amount == e.milli {
+			if out != nil {
+				out = append(out, *e)
+			}
+			continue
+		}
+		if out == nil {
+			out = append(make([]Entry, 0, len(s.entries)), s.entries[:i]...)
+		}
+		if amount > 0 && e.Divisible() {
+			part := *e
+			part.milli = amount
+			out = append(out, part)
+		}
+	}
+	if out == nil {
+		return s
+	}
+	return Set{out}
+}
+
 // Unreserved returns what is reserved to nobody.
 func (s Set) Unreserved() Set {
 	return s.Filter(func(e *Entry) bool { return e.id.reservedTo == "" })

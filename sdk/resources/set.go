@@ -106,6 +106,9 @@ func (s Set) Subtract(o Set) Set {
 	if len(o.entries) == 0 || len(s.entries) == 0 {
 		return s
 	}
+	if len(s.entries) == len(o.entries) && &s.entries[0] == &o.entries[0] {
+		return Set{} // a set less itself, which is how whole agents are handed out
+	}
 	out := make([]Entry, len(s.entries))
 	copy(out, s.entries)
 	for i := range o.entries {

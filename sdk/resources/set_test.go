@@ -376,3 +376,17 @@ func BenchmarkNew(b *testing.B) {
 		New(rs...)
 	}
 }
+
+func TestLimitKeepsWhatMayBeKept(t *testing.T) {
+	mount := disk(scalar("disk", 100), mesosv1.Resource_DiskInfo_Source_MOUNT, "/d1")
+	s := New(scalar("cpus", 4), scalar("mem", 10), mount).Add(MustParse("ports:[1-2]"))
+	room := map[string]int64{"cpus": 1500, "mem": 20000, "disk": 99000}
+	got := s.Limit(func(e *Entry) int64 { return room[e.Name()] })
+	if want := MustParse("cpus:1.5;mem:10;ports:[1-2]"); !got.Equal(want) {
+		t.Errorf("Limit = %s, want %s", got, want)
+	}
+	room["disk"], room["cpus"] = 100000, 0
+	if got, want := s.Limit(func(e *Entry) int64 { return room[e.Name()] }), s.Filter(func(e *Entry) bool { return e.Name() != "cpus" }); !got.Equal(want) {
+		t.Errorf("Limit = %s, want %s", got, want)
+	}
+}

@@ -1,0 +1,213 @@
+package allocator
+
+import (
+	"math"
+	"strings"
+
+	"github.com/mosaic-cluster/mosaic/sdk/resources"
+)
+
+// unlimited stands for no limit.
+const unlimited = math.MaxInt64
+
+// top is a top-level role, the level at which quotas are.
+type top struct {
+	name      string
+	guarantee vector
+	limit     vector // unlimited where there is none; missing places too
+	hasQuota  bool
+	reserved  vector // reserved on agents for the role and those below, in use or not
+	used      vector // had by the role and those below: neither reserved nor revocable
+}
+
+// top returns the top-level role that a role lies below, made if need be. There are as many
+// as names that were ever used; they are small and kept.
+func (a *Allocator) top(roleName string) *top {
+	name, _, _ := strings.Cut(roleName, "/")
+	t := a.tops[name]
+	if t == nil {
+		t = &top{name: name}
+		a.tops[name] = t
+	}
+	return t
+}
+
+// consumed is what counts against a quota: reservations, used or not, and what else is had.
+func (t *top) consumed(i int) int64 { return t.reserved.get(i) + t.used.get(i) }
+
+// unmet is how much of the guarantee is not consumed.
+func (t *top) unmet(i int) int64 { return max(0, t.guarantee.get(i)-t.consumed(i)) }
+
+// room is how much more the limit allows.
+func (t *top) room(i int) int64 {
+	if i >= len(t.limit) || t.limit[i] == unlimited {
+		return unlimited
+	}
+	return max(0, t.limit[i]-t.consumed(i))
+}
+
+// SetQuota gives a top-level role its guarantees and limits, replacing earlier ones. What is
+// not named is not guaranteed and not limited. Whether the cluster can keep the guarantees
+// is for the master to check.
+func (a *Allocator) SetQuota(roleName string, guarantees, limits resources.Quantities) {
+	a.RemoveQuota(roleName)
+	t := a.top(roleName)
+	for name, v := range guarantees {
+		*t.guarantee.at(a.index(name)) = milli(v)
+	}
+	for name, v := range limits {
+		i := a.index(name)
+		for len(t.limit) <= i {
+			t.limit = append(t.limit, unlimited)
+		}
+		t.limit[i] = milli(v)
+	}
+	t.hasQuota = true
+	a.quotas++
+	a.guaranteed.add(t.guarantee, 1)
+	a.touchAll()
+}
+
+// RemoveQuota takes a role's quota away.
+func (a *Allocator) RemoveQuota(roleName string) {
+	t := a.top(roleName)
+	if !t.hasQuota {
+		return
+	}
+	a.guaranteed.add(t.guarantee, -1)
+	t.guarantee, t.limit, t.hasQuota = nil, nil, false
+	a.quotas--
+	a.touchAll()
+}
+
+// Consumed returns what counts against the quota of a top-level role: what is reserved for it
+// and the roles below, and what else frameworks have there.
+func (a *Allocator) Consumed(roleName string) resources.Quantities {
+	q := resources.Quantities{}
+	if t := a.tops[roleName]; t != nil {
+		for name, i := range a.names {
+			if x := t.consumed(i); x > 0 {
+				q[name] = float64(x) / 1000
+			}
+		}
+	}
+	return q
+}
+
+func (a *Allocator) touchAll() {
+	for _, ag := range a.agentList {
+		if !ag.free.Empty() {
+			a.touch(ag)
+		}
+	}
+}
+
+func milli(v float64) int64 {
+	if math.IsNaN(v) || v <= 0 {
+		return 0
+	}
+	if v = math.Round(v * 1000); v >= math.MaxInt64/4 {
+		return unlimited
+	}
+	return int64(v)
+}
+
+// countedForQuota returns what of s counts as used: neither reserved (counted where it is
+// reserved) nor revocable nor shared.
+func countedForQuota(s resources.Set) resources.Set {
+	return s.Filter(func(e *resources.Entry) bool { return e.ReservedTo() == "" && !e.Revocable() })
+}
+
+// headroom is, during a cycle, what may be given away without endangering a guarantee.
+type headroom struct {
+	available vector // free on all candidates, neither reserved nor revocable
+	required  vector // what guarantees still lack
+	lacking   int    // how many roles have an unmet guarantee
+	rooms     vector // scratch of chop
+}
+
+func (a *Allocator) newHeadroom() *headroom {
+	h := &headroom{}
+	for _, ag := range a.agentList {
+		if a.candidate(ag) && !ag.free.Empty() {
+			h.available.add(a.scalars(countedForQuota(ag.free)), 1)
+		}
+	}
+	for _, t := range a.tops { // sums of integers: the order does not matter
+		if t.hasQuota {
+			for i := range t.guarantee {
+				*h.required.at(i) += t.unmet(i)
+			}
+			if t.lacking() {
+				h.lacking++
+			}
+		}
+	}
+	return h
+}
+
+// room is how much of a scalar a role may still have, of what is not reserved: what its own
+// guarantee lacks, and beyond that what its limit and the guarantees of others leave.
+func (a *Allocator) room(h *headroom, t *top, i int) int64 {
+	room := t.room(i)
+	if a.guaranteed.get(i) > 0 {
+		surplus := max(0, h.available.get(i)-h.required.get(i))
+		room = min(room, surplus+t.unmet(i))
+	}
+	return room
+}
+
+// possible says whether a role may have enough of anything that a client would want it. It
+// is a quick answer for agents where nothing is reserved or revocable.
+func (a *Allocator) possible(h *headroom, t *top, cl *client) bool {
+	for _, n := range cl.minimum {
+		covered := true
+		for _, x := range n {
+			covered = covered && a.room(h, t, x.index) >= x.milli
+		}
+		if covered {
+			return true
+		}
+	}
+	return len(cl.minimum) == 0
+}
+
+// chop returns the part of s that a role may have: of scalars no more than room says, and
+// reservations, revocable resources and what is not a scalar whole. progress says whether the
+// part brings the role closer to its guarantee or holds reservations.
+func (a *Allocator) chop(h *headroom, t *top, s resources.Set) (part resources.Set, progress bool) {
+	rooms := h.rooms[:0]
+	for i := range len(a.names) {
+		rooms = append(rooms, a.room(h, t, i))
+	}
+	h.rooms = rooms
+	part = s.Limit(func(e *resources.Entry) int64 {
+		if e.ReservedTo() != "" {
+			progress = true
+			return e.Milli()
+		}
+		if e.Revocable() {
+			return e.Milli()
+		}
+		i := a.index(e.Name())
+		amount := min(e.Milli(), rooms[i])
+		if e.Name() == "gpus" {
+			amount -= amount % 1000 // gpus are whole
+		}
+		if amount < e.Milli() && !e.Divisible() {
+			return 0
+		}
+		rooms[i] -= amount
+		progress = progress || amount > 0 && t.unmet(i) > 0
+		return amount
+	})
+	return part, progress
+}
+
+// give takes from the headroom what a role was given. Called before it is booked.
+func (h *headroom) give(t *top, counted vector) {
+	for i, x := range counted {
+		*h.available.at(i) -= x
+		*h.required.at(i) -= min(x, t.unmet(i))
+	}
+}
