@@ -103,6 +103,9 @@ func (a *Allocator) AddAgent(id string, info *mesosv1.AgentInfo, capabilities []
 	a.agents[id] = ag
 	a.agentList = append(a.agentList, ag)
 	for _, frameworkID := range sortedKeys(used) {
+		if used[frameworkID].Empty() {
+			continue
+		}
 		fw := a.framework(frameworkID)
 		a.charge(ag, fw, fw.withRole(used[frameworkID]))
 	}
