@@ -1,0 +1,333 @@
+// Package cgroup makes, sets, empties and removes the control groups of containers.
+//
+// It knows version 1, where each controller has a mount of its own, version 2, and the hybrid of
+// both, and finds out from the mount table which it is. One container is one Group: the same
+// relative path in every hierarchy. A controller that the machine lacks is an error only when a
+// setting needs it.
+//
+// The package promises that Kill returns nil only when no process is left in the group or below
+// it, and that no path it touches lies outside the group. What the limits should be, and reading
+// statistics, is left to others.
+package cgroup
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// systemd is the hierarchy without controllers by which systemd on version 1 knows what belongs to
+// a service. A container must leave the agent's, or ends with it.
+const systemd = "name=systemd"
+
+// standard are the version 1 controllers every container gets a group in, where present. Others
+// are used when a setting names their files.
+var standard = []string{"cpu", "cpuacct", "memory", "pids", "freezer", "devices", "blkio", "cpuset", systemd}
+
+// known are all version 1 hierarchies that Detect takes up.
+var known = append([]string{"net_cls", "net_prio", "perf_event", "hugetlb", "rdma", "misc"}, standard...)
+
+// A Hierarchy says where control groups are mounted on this machine.
+type Hierarchy struct {
+	v1      map[string]string // controller to mount point
+	unified string            // mount point of version 2, "" when absent
+	v2      []string          // controllers of version 2 at its root
+}
+
+// ErrNone is returned by Detect when no control groups are mounted.
+var ErrNone = errors.New("no cgroup hierarchy is mounted")
+
+// Detect reads the mount table of the calling process.
+func Detect() (*Hierarchy, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("detect cgroups: %w", err)
+	}
+	defer f.Close()
+	h, err := parse(f)
+	if err != nil {
+		return nil, fmt.Errorf("detect cgroups: %w", err)
+	}
+	if h.unified != "" {
+		b, err := os.ReadFile(filepath.Join(h.unified, "cgroup.controllers"))
+		if err != nil {
+			return nil, fmt.Errorf("detect cgroups: %w", err)
+		}
+		h.v2 = strings.Fields(string(b))
+	}
+	if h.unified == "" && len(h.v1) == 0 {
+		return nil, fmt.Errorf("detect cgroups: %w", ErrNone)
+	}
+	return h, nil
+}
+
+// parse finds the mounts in a mountinfo table, proc(5). The first mount of a kind counts.
+func parse(r io.Reader) (*Hierarchy, error) {
+	h := &Hierarchy{v1: map[string]string{}}
+	sc := bufio.NewScanner(r)
+	sc.Buffer(nil, 1<<20)
+	for sc.Scan() {
+		before, after, ok := strings.Cut(sc.Text(), " - ")
+		l, t := strings.Fields(before), strings.Fields(after)
+		if !ok || len(l) < 6 || len(t) < 3 {
+			continue
+		}
+		point := unescape(l[4])
+		switch t[0] {
+		case "cgroup2":
+			if h.unified == "" {
+				h.unified = point
+			}
+		case "cgroup":
+			for _, o := range strings.Split(t[2], ",") {
+				if _, dup := h.v1[o]; !dup && slices.Contains(known, o) {
+					h.v1[o] = point
+				}
+			}
+		}
+	}
+	return h, sc.Err()
+}
+
+// unescape undoes the octal escapes of the mount table.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+// Version is 2 where limits are set through the unified hierarchy alone, and 1 where any
+// controller is mounted the old way.
+func (h *Hierarchy) Version() int {
+	if h.legacy() {
+		return 1
+	}
+	return 2
+}
+
+func (h *Hierarchy) legacy() bool {
+	for c := range h.v1 {
+		if c != systemd {
+			return true
+		}
+	}
+	return false
+}
+
+// Group names the group at rel, relative to the mounts; nothing is made yet.
+func (h *Hierarchy) Group(rel string) (*Group, error) {
+	if rel == "" || rel == "." || !filepath.IsLocal(rel) || path.Clean(rel) != rel || strings.ContainsRune(rel, '\n') {
+		return nil, fmt.Errorf("cgroup path %q: want a clean relative path", rel)
+	}
+	return &Group{h: h, rel: rel}, nil
+}
+
+// A Group is the control group of one container.
+type Group struct {
+	h   *Hierarchy
+	rel string
+}
+
+// dirs are the group's folders by controller, "" for version 2; only those that may be used.
+// Controllers mounted together share one.
+func (g *Group) dirs() map[string]string {
+	m := map[string]string{}
+	for c, point := range g.h.v1 {
+		m[c] = filepath.Join(point, g.rel)
+	}
+	if g.h.unified != "" {
+		m[""] = filepath.Join(g.h.unified, g.rel)
+	}
+	return m
+}
+
+// folders are the distinct existing folders of the group.
+func (g *Group) folders() []string {
+	var list []string
+	for _, d := range g.dirs() {
+		if _, err := os.Lstat(d); err == nil && !slices.Contains(list, d) {
+			list = append(list, d)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+// Create makes the group. extra names further version 1 controllers to use. Repeatable. When the
+// machine does not allow it, the error matches fs.ErrPermission or ErrNone, or is EROFS.
+func (g *Group) Create(extra ...string) error {
+	for _, c := range append(slices.Clone(extra), standard...) {
+		point, ok := g.h.v1[c]
+		if !ok {
+			if slices.Contains(extra, c) && g.h.legacy() {
+				return fmt.Errorf("create cgroup %s: no controller %s on this machine", g.rel, c)
+			}
+			continue
+		}
+		if err := g.makeV1(point); err != nil {
+			return fmt.Errorf("create cgroup %s: %w", g.rel, err)
+		}
+	}
+	if g.h.unified == "" {
+		return nil
+	}
+	if err := g.makeV2(); err != nil {
+		return fmt.Errorf("create cgroup %s: %w", g.rel, err)
+	}
+	return nil
+}
+
+// parents are the group's path and those above it, the topmost first.
+func (g *Group) parents() []string {
+	var list []string
+	for p := g.rel; p != "."; p = path.Dir(p) {
+		list = append(list, p)
+	}
+	slices.Reverse(list)
+	return list
+}
+
+func (g *Group) makeV1(point string) error {
+	set := point == g.h.v1["cpuset"]
+	if err := os.Mkdir(filepath.Join(point, g.rel), 0o755); err == nil && !set {
+		return nil
+	}
+	for _, p := range g.parents() {
+		dir := filepath.Join(point, p)
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		if !set {
+			continue
+		}
+		// A fresh cpuset is empty, and nothing can be moved into an empty one.
+		for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
+			if err := inherit(dir, f); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// inherit copies a setting from the parent when it is empty.
+func inherit(dir, file string) error {
+	b, err := os.ReadFile(filepath.Join(dir, file))
+	if err != nil || len(strings.TrimSpace(string(b))) > 0 {
+		return err
+	}
+	b, err = os.ReadFile(filepath.Join(filepath.Dir(dir), file))
+	if err != nil {
+		return err
+	}
+	return write(filepath.Join(dir, file), strings.TrimSpace(string(b)))
+}
+
+// makeV2 makes the folders of version 2 and turns on, from the top down, every controller that can
+// be. One that cannot is missed only by a setting that needs it: its file is not there then.
+func (g *Group) makeV2() error {
+	above := g.h.unified
+	for _, p := range g.parents() {
+		if !g.h.legacy() {
+			g.enable(above)
+		}
+		above = filepath.Join(g.h.unified, p)
+		if err := os.Mkdir(above, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *Group) enable(dir string) {
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control"))
+	if err != nil {
+		return
+	}
+	on := strings.Fields(string(b))
+	for _, c := range g.h.v2 {
+		if !slices.Contains(on, c) {
+			_ = write(filepath.Join(dir, "cgroup.subtree_control"), "+"+c)
+		}
+	}
+}
+
+// Paths maps each controller to the group's absolute path; on version 2 the one name is "".
+func (g *Group) Paths() map[string]string {
+	m := g.dirs()
+	delete(m, systemd)
+	if g.h.legacy() {
+		delete(m, "") // the unified hierarchy of a hybrid machine limits nothing
+	}
+	maps.DeleteFunc(m, func(_, dir string) bool {
+		_, err := os.Lstat(dir)
+		return err != nil
+	})
+	return m
+}
+
+// JoinFiles are the files to write a process id to, so that the process belongs to the group.
+func (g *Group) JoinFiles() []string {
+	var list []string
+	for _, d := range g.folders() {
+		list = append(list, filepath.Join(d, "cgroup.procs"))
+	}
+	return list
+}
+
+// CloneInto is the group's folder in the unified hierarchy, in which a process can be born; ""
+// without one.
+func (g *Group) CloneInto() string {
+	if g.h.unified == "" {
+		return ""
+	}
+	return filepath.Join(g.h.unified, g.rel)
+}
+
+// write writes to an existing file, in one call as control files want it.
+func write(name, text string) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		return err
+	}
+	if _, err := f.WriteString(text); err != nil {
+		_ = f.Close()
+		return fmt.Errorf("%q: %w", text, err)
+	}
+	return f.Close()
+}
+
+// Name is the group's path relative to the mounts.
+func (g *Group) Name() string { return g.rel }
+
+// CreateTracking makes the group only in the hierarchies that limit nothing: the unified one, and
+// systemd's own.
+func (g *Group) CreateTracking() error {
+	if point, ok := g.h.v1[systemd]; ok {
+		if err := g.makeV1(point); err != nil {
+			return fmt.Errorf("create cgroup %s: %w", g.rel, err)
+		}
+	}
+	if g.h.unified != "" {
+		if err := g.makeV2(); err != nil {
+			return fmt.Errorf("create cgroup %s: %w", g.rel, err)
+		}
+	}
+	return nil
+}
+
+// AddTracking moves pid to what CreateTracking made. In the unified hierarchy it is born there.
+func (g *Group) AddTracking(pid int) error {
+	point, ok := g.h.v1[systemd]
+	if !ok {
+		return nil
+	}
+	return write(filepath.Join(point, g.rel, "cgroup.procs"), strconv.Itoa(pid))
+}

@@ -1,0 +1,285 @@
+package supervised
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/mosaic-cluster/mosaic/core/containerizer/cgroup"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/shim"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/shim/wire"
+	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
+)
+
+// A Nest is where shims and cgroups come from: what both launchers share.
+type Nest struct {
+	bin     *shim.Binary
+	cgroups *cgroup.Hierarchy // nil without
+	log     *slog.Logger
+
+	mu    sync.Mutex // guards shims
+	shims map[string]*cgroup.Group
+}
+
+// NewNest returns a nest. cgroups may be nil.
+func NewNest(bin *shim.Binary, cgroups *cgroup.Hierarchy, log *slog.Logger) *Nest {
+	return &Nest{bin: bin, cgroups: cgroups, log: log, shims: map[string]*cgroup.Group{}}
+}
+
+// Version is the version of cgroups, 0 without.
+func (n *Nest) Version() int {
+	if n.cgroups == nil {
+		return 0
+	}
+	return n.cgroups.Version()
+}
+
+// shimDir is the folder, beside the containers, that shims live in: out of the agent's own cgroup,
+// which a service manager empties when it stops the agent.
+const shimDir = ".shims"
+
+// shimGroup returns the group for shims of containers below rel's first element, nil when none can
+// be made: then they stay with the agent.
+func (n *Nest) shimGroup(rel string) *cgroup.Group {
+	if n.cgroups == nil || rel == "" {
+		return nil
+	}
+	root, _, _ := strings.Cut(rel, "/")
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if g, ok := n.shims[root]; ok {
+		return g
+	}
+	g, err := n.cgroups.Group(root + "/" + shimDir)
+	if err == nil {
+		err = g.CreateTracking()
+	}
+	if err != nil {
+		n.log.Warn("shims stay in the agent's cgroup", "error", err)
+		g = nil
+	}
+	n.shims[root] = g
+	return g
+}
+
+// group names the container's cgroup, nil if it has none.
+func (n *Nest) group(c *containerv1.Container) (*cgroup.Group, error) {
+	if n.cgroups == nil || c.GetCgroup() == "" {
+		return nil, nil
+	}
+	return n.cgroups.Group(c.GetCgroup())
+}
+
+// undoTimeout bounds the taking down of a container whose creation failed, however that ended.
+const undoTimeout = 30 * time.Second
+
+// A Birth is a container half made: its shim is coming up, its cgroup is there with its limits.
+type Birth struct {
+	Spec *wire.Spec // for the launcher to complete
+
+	nest   *Nest
+	req    *launcher.Request
+	group  *cgroup.Group
+	client *shim.Client
+}
+
+// Spawn makes the run folder, starts the shim, and makes the cgroup while the shim comes up.
+// runtime, if not nil, is handed to the shim.
+func (n *Nest) Spawn(ctx context.Context, r *launcher.Request, runtime *shim.Binary) (*Birth, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if !filepath.IsAbs(r.RunDir) || filepath.Clean(r.RunDir) != r.RunDir {
+		return nil, fmt.Errorf("run folder %q: want a clean absolute path", r.RunDir)
+	}
+	group, err := n.group(r.Container)
+	if err != nil {
+		return nil, err
+	}
+	if err := makeRunDir(r.RunDir); err != nil {
+		return nil, err
+	}
+	b := &Birth{nest: n, req: r, group: group}
+	if err := b.spawn(runtime); err != nil {
+		return nil, b.Undo(ctx, err)
+	}
+	b.Spec = &wire.Spec{
+		ID: r.Container.GetId(), RunDir: r.RunDir,
+		Stdout: r.Stdout, Stderr: r.Stderr, LogUID: r.User.UID, LogGID: r.User.GID,
+	}
+	if b.group != nil {
+		b.Spec.JoinFiles, b.Spec.CloneInto = b.group.JoinFiles(), b.group.CloneInto()
+	}
+	return b, nil
+}
+
+// makeRunDir makes the run folder, which must not hold another container.
+func makeRunDir(dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return fmt.Errorf("make run folder: %w", err)
+	}
+	err := os.Mkdir(dir, 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		var entries []fs.DirEntry
+		if entries, err = os.ReadDir(dir); err == nil && len(entries) > 0 {
+			err = fmt.Errorf("%s is in use: it holds %s", dir, entries[0].Name())
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("make run folder: %w", err)
+	}
+	return nil
+}
+
+func (b *Birth) spawn(runtime *shim.Binary) error {
+	opts := shim.SpawnOptions{Runtime: runtime}
+	home := b.nest.shimGroup(b.req.Container.GetCgroup())
+	if home != nil {
+		opts.Cgroup = home.CloneInto()
+	}
+	client, err := shim.Spawn(b.nest.bin, opts)
+	if err != nil {
+		return err
+	}
+	b.client = client
+	if home != nil {
+		if err := home.AddTracking(client.Pid()); err != nil {
+			return fmt.Errorf("move shim to its cgroup: %w", err)
+		}
+	}
+	asked := b.req.Proposal.GetCgroup()
+	if b.group == nil {
+		if cgroup.Asks(asked) {
+			return errors.New("cgroup settings are asked for, but there is no cgroup")
+		}
+		return nil
+	}
+	err = b.group.Create(cgroup.Needs(asked)...)
+	if notAllowed(err) && !cgroup.Asks(asked) {
+		b.nest.log.Warn("container runs without a cgroup", "container", b.req.Container.GetId(), "error", err)
+		b.group = nil
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	// What was here under that name is gone by the caller's word; this is the proof.
+	pids, err := b.group.Pids()
+	if err != nil {
+		return err
+	}
+	if len(pids) > 0 {
+		stranger := b.group
+		b.group = nil // not ours to empty
+		return fmt.Errorf("cgroup %s is in use by process %d and %d others", stranger.Name(), pids[0], len(pids)-1)
+	}
+	return b.group.Set(asked)
+}
+
+// notAllowed says whether the machine does not let this process make cgroups.
+func notAllowed(err error) bool {
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS)
+}
+
+// Create hands the spec to the shim and returns the handle of what it made. On error everything is
+// undone. own is the launcher's part of the record.
+func (b *Birth) Create(ctx context.Context, own any, opts Options) (*Handle, error) {
+	h, err := b.create(ctx, own, opts)
+	if err != nil {
+		return nil, b.Undo(ctx, err)
+	}
+	return h, nil
+}
+
+func (b *Birth) create(ctx context.Context, own any, opts Options) (*Handle, error) {
+	s, err := b.client.Create(ctx, b.Spec)
+	if err != nil {
+		return nil, err
+	}
+	boot, err := BootID()
+	if err != nil {
+		return nil, err
+	}
+	rec := Record{ID: b.req.Container.GetId(), RunDir: b.req.RunDir, Pid: s.Pid, StartTicks: s.StartTicks, BootID: boot}
+	if b.group != nil {
+		rec.Cgroup = b.group.Name()
+	}
+	if own != nil {
+		if rec.Launcher, err = json.Marshal(own); err != nil {
+			return nil, fmt.Errorf("encode state: %w", err)
+		}
+	}
+	return New(b.client, rec, b.group, opts)
+}
+
+// Undo takes down what was made so far and returns why, joined with what could not be undone. It
+// does its work even when ctx has ended.
+func (b *Birth) Undo(ctx context.Context, why error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	undo := func() error {
+		if b.group != nil {
+			if err := b.group.Kill(ctx); err != nil {
+				return err
+			}
+		}
+		if b.client != nil {
+			// A shim that never got its spec answers nothing; it ends with the connection.
+			_ = b.client.Abandon(ctx)
+		}
+		if b.group != nil {
+			if err := b.group.Kill(ctx); err != nil {
+				return err
+			}
+			if err := b.group.Remove(ctx); err != nil {
+				return err
+			}
+		}
+		return removeRunDir(b.req.RunDir)
+	}
+	if err := undo(); err != nil {
+		return errors.Join(why, fmt.Errorf("undo: %w", err))
+	}
+	return why
+}
+
+// Reattach finds a container again by its state; options gives what the launcher adds.
+func (n *Nest) Reattach(ctx context.Context, state []byte, options func(Record) (Options, error)) (*Handle, error) {
+	rec, err := ParseRecord(state)
+	if err != nil {
+		return nil, err
+	}
+	var group *cgroup.Group
+	if rec.Cgroup != "" {
+		if n.cgroups == nil {
+			return nil, fmt.Errorf("container %s has cgroup %s, but there are no cgroups now", rec.ID, rec.Cgroup)
+		}
+		if group, err = n.cgroups.Group(rec.Cgroup); err != nil {
+			return nil, err
+		}
+	}
+	opts, err := options(rec)
+	if err != nil {
+		return nil, err
+	}
+	return Reattach(ctx, rec, group, opts)
+}
+
+// Discard takes down what a Create that never returned left; see the function Discard.
+func (n *Nest) Discard(ctx context.Context, c *containerv1.Container, runDir string, remove func(context.Context) error) error {
+	group, err := n.group(c)
+	if err != nil {
+		return err
+	}
+	return Discard(ctx, group, runDir, remove)
+}

@@ -1,0 +1,198 @@
+package supervise
+
+import (
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mosaic-cluster/mosaic/core/containerizer/shim/wire"
+)
+
+// goQuiet keeps the runtime of a stage small; a stage lives for milliseconds.
+var goQuiet = []string{"GOMAXPROCS=1", "GOGC=off"}
+
+// create makes the first process, or starts the runtime that will. mu is held.
+func (s *supervisor) create() error {
+	spec := s.spec
+	files, err := s.openFiles()
+	defer func() { closeAll(files) }()
+	if err != nil {
+		return err
+	}
+	argv, env, path := spec.Runtime.Argv, spec.Runtime.Env, ""
+	attr := &syscall.ProcAttr{Sys: &syscall.SysProcAttr{}}
+	if len(spec.Stage) > 0 {
+		pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return fail("make socket pair", "", err)
+		}
+		s.stage = pair[0]
+		files = append(files, pair[1])
+		argv, env, path = []string{"mosaic-shim-stage", spec.ID}, goQuiet, "/proc/self/exe"
+	} else if len(argv) > 0 {
+		path = argv[0]
+	}
+	if path == "" {
+		return fail("create", spec.ID, syscall.EINVAL)
+	}
+	attr.Env = env
+	attr.Files = make([]uintptr, len(files))
+	for i, fd := range files {
+		attr.Files[i] = uintptr(fd)
+	}
+	if len(spec.Runtime.Argv) > 0 && len(spec.Stage) > 0 {
+		attr.Files = append(attr.Files, wire.RuntimeFD)
+	}
+	attr.Sys.Setsid = true
+	attr.Sys.Cloneflags = uintptr(spec.CloneFlags)
+	if spec.PidNamespace != "" {
+		if err := s.enterPidNamespace(spec.PidNamespace); err != nil {
+			return err
+		}
+	}
+	pid, err := s.fork(path, argv, attr)
+	if err != nil {
+		return err
+	}
+	if len(spec.Stage) > 0 {
+		if err := writeAll(s.stage, wire.AppendFrame(nil, wire.KindStage, 0, spec.Stage)); err != nil {
+			return s.undo(pid, fail("hand over to stage", "", err))
+		}
+		_ = syscall.SetNonblock(s.stage, true)
+	}
+	s.spec.Stage = nil // may be large
+	if len(spec.Runtime.Argv) > 0 {
+		s.runtime = pid
+		return nil
+	}
+	if err := s.adopt(pid, spec.CloneInto); err != nil {
+		return s.undo(pid, err)
+	}
+	if !spec.AwaitReady {
+		s.created()
+	}
+	return nil
+}
+
+// fork makes the child, in its version 2 cgroup if there is one.
+func (s *supervisor) fork(path string, argv []string, attr *syscall.ProcAttr) (int, error) {
+	if s.spec.CloneInto != "" && len(s.spec.Runtime.Argv) == 0 {
+		fd, err := syscall.Open(s.spec.CloneInto, unix.O_PATH|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
+		if err != nil {
+			return 0, fail("open cgroup", s.spec.CloneInto, err)
+		}
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, fd
+		defer syscall.Close(fd)
+	}
+	pid, err := syscall.ForkExec(path, argv, attr)
+	if err != nil {
+		return 0, fail("clone", path, err)
+	}
+	return pid, nil
+}
+
+// adopt takes pid as the first process: into its cgroups, its record written. into is a version 2
+// cgroup it was made in already.
+func (s *supervisor) adopt(pid int, into string) error {
+	for _, f := range s.spec.JoinFiles {
+		if into != "" && f == into+"/cgroup.procs" {
+			continue
+		}
+		if err := writeFile(f, itoa(uint64(pid))); err != nil {
+			return fail("write", f, err)
+		}
+	}
+	ticks, ok := startTicks(pid)
+	if !ok {
+		return fail("read start time of", itoa(uint64(pid)), syscall.ESRCH)
+	}
+	s.state.Pid, s.state.StartTicks = pid, ticks
+	s.startable = true
+	return s.record(PidName, itoa(uint64(pid))+" "+itoa(ticks)+"\n")
+}
+
+// undo kills a child whose creation failed half way, and returns why.
+func (s *supervisor) undo(pid int, why error) error {
+	_ = syscall.Kill(pid, syscall.SIGKILL)
+	for {
+		_, err := syscall.Wait4(pid, nil, 0, nil)
+		if err != syscall.EINTR {
+			return why
+		}
+	}
+}
+
+// enterPidNamespace lets the next child be made in the namespace at path. It concerns this thread
+// alone, which also forks.
+func (s *supervisor) enterPidNamespace(path string) error {
+	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return fail("open", path, err)
+	}
+	defer syscall.Close(fd)
+	if err := unix.Setns(fd, unix.CLONE_NEWPID); err != nil {
+		return fail("join", path, err)
+	}
+	return nil
+}
+
+// openFiles opens the standard files of the first process.
+func (s *supervisor) openFiles() ([]int, error) {
+	null, err := syscall.Open("/dev/null", syscall.O_RDWR|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fail("open", "/dev/null", err)
+	}
+	files := []int{null}
+	for _, name := range []string{s.spec.Stdout, s.spec.Stderr} {
+		fd := -1
+		if name == "" {
+			fd, err = syscall.Open("/dev/null", syscall.O_WRONLY|syscall.O_CLOEXEC, 0)
+		} else {
+			fd, err = openLog(name, int(s.spec.LogUID), int(s.spec.LogGID))
+		}
+		if err != nil {
+			return files, fail("open", name, err)
+		}
+		files = append(files, fd)
+	}
+	return files, nil
+}
+
+// openLog opens a file to append to, and makes it for uid and gid when it is missing. The folder
+// may belong to the container's user, who may have put anything there: no link is followed.
+func openLog(name string, uid, gid int) (int, error) {
+	const flags = syscall.O_WRONLY | syscall.O_APPEND | syscall.O_CLOEXEC | syscall.O_NOFOLLOW | syscall.O_NONBLOCK
+	fd, err := syscall.Open(name, flags|syscall.O_CREAT|syscall.O_EXCL, 0o644)
+	if err == nil {
+		if syscall.Geteuid() == 0 {
+			if err := syscall.Fchown(fd, uid, gid); err != nil {
+				_ = syscall.Close(fd)
+				return -1, err
+			}
+		}
+		return fd, nil // a fresh file does not care for O_NONBLOCK
+	}
+	if err != syscall.EEXIST {
+		return -1, err
+	}
+	fd, err = syscall.Open(name, flags, 0)
+	if err == syscall.ENXIO {
+		// A named pipe that nobody reads yet. Opened for both it does not block, and a reader that
+		// comes and goes does not kill the container.
+		fd, err = syscall.Open(name, flags&^syscall.O_WRONLY|syscall.O_RDWR, 0)
+	}
+	if err != nil {
+		return -1, err
+	}
+	if err := syscall.SetNonblock(fd, false); err != nil {
+		_ = syscall.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		_ = syscall.Close(fd)
+	}
+}

@@ -1,0 +1,199 @@
+package supervise
+
+import (
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// killDescendants sends SIGKILL to everything below the shim. What is born meanwhile comes to the
+// shim when its parent dies, and is met by the next call.
+func (s *supervisor) killDescendants() {
+	parents := map[int]int{}
+	fd, err := syscall.Open("/proc", syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer syscall.Close(fd)
+	buf := make([]byte, 8192)
+	for {
+		n, err := syscall.ReadDirent(fd, buf)
+		if n <= 0 || err != nil {
+			break
+		}
+		_, _, names := syscall.ParseDirent(buf[:n], -1, nil)
+		for _, name := range names {
+			pid, ok := atoi(name)
+			if !ok {
+				continue
+			}
+			if f, ok := stat(int(pid)); ok {
+				if ppid, ok := atoi(f.field(4)); ok {
+					parents[int(pid)] = int(ppid)
+				}
+			}
+		}
+	}
+	for pid := range parents {
+		for p, hops := pid, 0; p > 1 && hops < 1<<16; p, hops = parents[p], hops+1 {
+			if parents[p] == s.self {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+				break
+			}
+		}
+	}
+}
+
+// A procStat is the content of /proc/PID/stat.
+type procStat []byte
+
+func stat(pid int) (procStat, bool) {
+	b, ok := readFile("/proc/"+itoa(uint64(pid))+"/stat", 1024)
+	return procStat(b), ok
+}
+
+// field returns field i as proc(5) counts them, from 3 on. The second, the name, may hold spaces
+// and parentheses and is skipped by looking for the last of these.
+func (p procStat) field(i int) string {
+	at := -1
+	for j, c := range p {
+		if c == ')' {
+			at = j
+		}
+	}
+	if at < 0 {
+		return ""
+	}
+	n, from := 2, at+1
+	for j := at + 1; j <= len(p); j++ {
+		if j == len(p) || p[j] == ' ' || p[j] == '\n' {
+			if n == i {
+				return string(p[from:j])
+			}
+			n, from = n+1, j+1
+		}
+	}
+	return ""
+}
+
+// startTicks is when pid started, in clock ticks since boot.
+func startTicks(pid int) (uint64, bool) {
+	f, ok := stat(pid)
+	if !ok {
+		return 0, false
+	}
+	return atoi(f.field(22))
+}
+
+func readPid(name string) (int, bool) {
+	b, ok := readFile(name, 32)
+	if !ok {
+		return 0, false
+	}
+	for len(b) > 0 && (b[len(b)-1] == '\n' || b[len(b)-1] == ' ') {
+		b = b[:len(b)-1]
+	}
+	pid, ok := atoi(string(b))
+	return int(pid), ok && pid > 0 && pid < 1<<31
+}
+
+// record writes a file in the run folder, whole or not at all.
+func (s *supervisor) record(name, text string) error {
+	tmp := name + ".new"
+	fd, err := unix.Openat(s.dir, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fail("make record", name, err)
+	}
+	err = writeAll(fd, []byte(text))
+	_ = unix.Close(fd)
+	if err == nil {
+		err = unix.Renameat(s.dir, tmp, s.dir, name)
+	}
+	if err != nil {
+		return fail("write record", name, err)
+	}
+	return nil
+}
+
+func readFile(name string, limit int) ([]byte, bool) {
+	fd, err := syscall.Open(name, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, false
+	}
+	defer syscall.Close(fd)
+	b := make([]byte, limit)
+	n := 0
+	for n < limit {
+		m, err := syscall.Read(fd, b[n:])
+		if err == syscall.EINTR {
+			continue
+		}
+		if m <= 0 || err != nil {
+			break
+		}
+		n += m
+	}
+	return b[:n], n > 0
+}
+
+func writeFile(name, text string) error {
+	fd, err := syscall.Open(name, syscall.O_WRONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	return writeAll(fd, []byte(text))
+}
+
+func writeAll(fd int, b []byte) error {
+	for len(b) > 0 {
+		n, err := syscall.Write(fd, b)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+// ignoreSignals lets the shim live through the end of terminals, of readers, and of the agent's
+// service. Only SIGKILL and a release end it.
+func ignoreSignals() {
+	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGPIPE, syscall.SIGUSR1, syscall.SIGUSR2} {
+		// struct sigaction: handler (SIG_IGN is 1), flags, restorer, mask
+		act := [4]uintptr{1, 0, 0, 0}
+		_, _, _ = syscall.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0)
+	}
+}
+
+func addr(b []byte) uintptr { return uintptr(unsafe.Pointer(&b[0])) }
+
+func itoa(v uint64) string {
+	var b [20]byte
+	i := len(b)
+	for {
+		i--
+		b[i] = byte('0' + v%10)
+		if v /= 10; v == 0 {
+			return string(b[i:])
+		}
+	}
+}
+
+func atoi(s string) (uint64, bool) {
+	if s == "" || len(s) > 19 {
+		return 0, false
+	}
+	var v uint64
+	for i := 0; i < len(s); i++ {
+		if s[i] < '0' || s[i] > '9' {
+			return 0, false
+		}
+		v = v*10 + uint64(s[i]-'0')
+	}
+	return v, true
+}

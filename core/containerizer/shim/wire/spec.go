@@ -1,0 +1,221 @@
+package wire
+
+// A Spec tells a new shim what to create.
+type Spec struct {
+	// ID of the container, for error texts.
+	ID string
+	// RunDir is where the socket and the records go.
+	RunDir string
+	// Stdout and Stderr are appended to; empty means discarded. Made for LogUID and LogGID.
+	Stdout, Stderr string
+	LogUID, LogGID uint32
+	// JoinFiles are the cgroup.procs files that the first process is written to.
+	JoinFiles []string
+	// CloneInto is a version 2 cgroup in which the first process is made. Empty for none.
+	CloneInto string
+	// CloneFlags are the new namespaces, as CLONE_NEW*.
+	CloneFlags uint64
+	// PidNamespace is a namespace file in which the first process is made. Empty for none.
+	PidNamespace string
+	// AwaitReady: the stage's work before the hold must be done before Created is answered.
+	AwaitReady bool
+	// Stage is an encoded Stage. With Runtime it only prepares the runtime's root and does not hold.
+	Stage []byte
+	// Runtime, if Argv is not empty, is run to completion; the first process is then the one whose
+	// pid it left in PidFile.
+	Runtime Runtime
+}
+
+// A Runtime is the create command of an OCI runtime.
+type Runtime struct {
+	// Argv[0] is the program's path; RuntimeFD in place of it means the descriptor handed to the shim.
+	Argv    []string
+	Env     []string
+	PidFile string
+}
+
+// The descriptors a shim finds open beside the standard ones. A stage finds its own end of a
+// socket pair at ConnFD too.
+const (
+	ConnFD    = 3
+	RuntimeFD = 4
+)
+
+// RuntimePath names the program behind RuntimeFD.
+const RuntimePath = "/proc/self/fd/4"
+
+// Append appends the encoding of s.
+func (s *Spec) Append(b []byte) []byte {
+	b = appendString(b, s.ID)
+	b = appendString(b, s.RunDir)
+	b = appendString(b, s.Stdout)
+	b = appendString(b, s.Stderr)
+	b = appendUint(b, uint64(s.LogUID))
+	b = appendUint(b, uint64(s.LogGID))
+	b = appendStrings(b, s.JoinFiles)
+	b = appendString(b, s.CloneInto)
+	b = appendUint(b, s.CloneFlags)
+	b = appendString(b, s.PidNamespace)
+	b = appendBool(b, s.AwaitReady)
+	b = appendBytes(b, s.Stage)
+	b = appendStrings(b, s.Runtime.Argv)
+	b = appendStrings(b, s.Runtime.Env)
+	return appendString(b, s.Runtime.PidFile)
+}
+
+// ParseSpec decodes a Spec. Its Stage shares memory with b.
+func ParseSpec(b []byte) (*Spec, error) {
+	r := reader{b: b}
+	s := &Spec{
+		ID: r.string(), RunDir: r.string(), Stdout: r.string(), Stderr: r.string(),
+		LogUID: uint32(r.uint()), LogGID: uint32(r.uint()),
+		JoinFiles: r.strings(), CloneInto: r.string(), CloneFlags: r.uint(), PidNamespace: r.string(),
+		AwaitReady: r.bool(), Stage: r.bytes(),
+	}
+	s.Runtime = Runtime{Argv: r.strings(), Env: r.strings(), PidFile: r.string()}
+	if r.err != nil {
+		return nil, r.err
+	}
+	return s, nil
+}
+
+// A Stage is what the first process does to itself before it becomes the command.
+type Stage struct {
+	// Before the hold.
+
+	// Joins are namespaces to enter, in order.
+	Joins []Join
+	// PrivateMounts: the mount namespace is new; stop what is mounted in it from spreading.
+	PrivateMounts bool
+	// Proc: mount a fresh /proc, for a new pid namespace.
+	Proc bool
+	// Loopback: the network namespace is new; bring its loopback device up.
+	Loopback bool
+	Hostname string
+	// BindRoot is a folder onto which the whole file system is bound.
+	BindRoot string
+
+	// After the hold, in this order.
+
+	CgroupNamespace bool
+	// Sysctls are files below /proc/sys.
+	Sysctls []Sysctl
+	// OOMScore is written if HasOOMScore.
+	HasOOMScore bool
+	OOMScore    int32
+	Rlimits     []Rlimit
+	// Capabilities are applied if HasCapabilities.
+	HasCapabilities bool
+	Capabilities    Capabilities
+	// SwitchUser: take on UID, GID and Groups.
+	SwitchUser bool
+	UID, GID   uint32
+	Groups     []uint32
+
+	NoNewPrivileges bool
+	// Seccomp is a filter: sock_filter records of 8 bytes.
+	Seccomp []byte
+
+	Dir  string
+	Argv []string
+	Env  []string
+	// NoHold: do not wait for the word to go.
+	NoHold bool
+}
+
+// A Join is a namespace file to enter.
+type Join struct {
+	Type uint64 // CLONE_NEW*
+	Path string
+}
+
+// A Sysctl is a file below /proc/sys and what to write there.
+type Sysctl struct{ File, Value string }
+
+// An Rlimit is a limit by its number.
+type Rlimit struct {
+	Resource   uint32
+	Soft, Hard uint64
+}
+
+// Capabilities are sets of bits by capability number.
+type Capabilities struct {
+	Bounding, Effective, Permitted, Inheritable, Ambient uint64
+}
+
+// Append appends the encoding of s.
+func (s *Stage) Append(b []byte) []byte {
+	b = appendUint(b, uint64(len(s.Joins)))
+	for _, j := range s.Joins {
+		b = appendString(appendUint(b, j.Type), j.Path)
+	}
+	b = appendBool(b, s.PrivateMounts)
+	b = appendBool(b, s.Proc)
+	b = appendBool(b, s.Loopback)
+	b = appendString(b, s.Hostname)
+	b = appendString(b, s.BindRoot)
+	b = appendBool(b, s.CgroupNamespace)
+	b = appendUint(b, uint64(len(s.Sysctls)))
+	for _, c := range s.Sysctls {
+		b = appendString(appendString(b, c.File), c.Value)
+	}
+	b = appendBool(b, s.HasOOMScore)
+	b = appendUint(b, uint64(uint32(s.OOMScore)))
+	b = appendUint(b, uint64(len(s.Rlimits)))
+	for _, l := range s.Rlimits {
+		b = appendUint(appendUint(appendUint(b, uint64(l.Resource)), l.Soft), l.Hard)
+	}
+	b = appendBool(b, s.HasCapabilities)
+	c := s.Capabilities
+	for _, v := range [...]uint64{c.Bounding, c.Effective, c.Permitted, c.Inheritable, c.Ambient} {
+		b = appendUint(b, v)
+	}
+	b = appendBool(b, s.SwitchUser)
+	b = appendUint(b, uint64(s.UID))
+	b = appendUint(b, uint64(s.GID))
+	b = appendUint(b, uint64(len(s.Groups)))
+	for _, g := range s.Groups {
+		b = appendUint(b, uint64(g))
+	}
+	b = appendBool(b, s.NoNewPrivileges)
+	b = appendBytes(b, s.Seccomp)
+	b = appendString(b, s.Dir)
+	b = appendStrings(b, s.Argv)
+	b = appendStrings(b, s.Env)
+	return appendBool(b, s.NoHold)
+}
+
+// ParseStage decodes a Stage. Its Seccomp shares memory with b.
+func ParseStage(b []byte) (*Stage, error) {
+	r := reader{b: b}
+	s := &Stage{}
+	for n := r.count(); r.more(n); n-- {
+		s.Joins = append(s.Joins, Join{Type: r.uint(), Path: r.string()})
+	}
+	s.PrivateMounts, s.Proc, s.Loopback = r.bool(), r.bool(), r.bool()
+	s.Hostname, s.BindRoot = r.string(), r.string()
+	s.CgroupNamespace = r.bool()
+	for n := r.count(); r.more(n); n-- {
+		s.Sysctls = append(s.Sysctls, Sysctl{File: r.string(), Value: r.string()})
+	}
+	s.HasOOMScore, s.OOMScore = r.bool(), int32(uint32(r.uint()))
+	for n := r.count(); r.more(n); n-- {
+		s.Rlimits = append(s.Rlimits, Rlimit{Resource: uint32(r.uint()), Soft: r.uint(), Hard: r.uint()})
+	}
+	s.HasCapabilities = r.bool()
+	s.Capabilities = Capabilities{Bounding: r.uint(), Effective: r.uint(), Permitted: r.uint(), Inheritable: r.uint(), Ambient: r.uint()}
+	s.SwitchUser, s.UID, s.GID = r.bool(), uint32(r.uint()), uint32(r.uint())
+	for n := r.count(); r.more(n); n-- {
+		s.Groups = append(s.Groups, uint32(r.uint()))
+	}
+	s.NoNewPrivileges, s.Seccomp = r.bool(), r.bytes()
+	s.Dir, s.Argv, s.Env = r.string(), r.strings(), r.strings()
+	s.NoHold = r.bool()
+	if r.err != nil {
+		return nil, r.err
+	}
+	if len(s.Argv) == 0 || len(s.Seccomp)%8 != 0 {
+		return nil, ErrMalformed
+	}
+	return s, nil
+}
