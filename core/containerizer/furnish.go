@@ -1,0 +1,226 @@
+package containerizer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/mosaic-cluster/mosaic/core/containerizer/fetcher"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
+	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
+)
+
+// sandboxInImage is where a container with an image sees its sandbox, unless the agent says otherwise. Mesos's default.
+const sandboxInImage = "/mnt/mesos/sandbox"
+
+// furnish gets everything in place that the isolators may look at: the root filesystem, the sandbox, what the URIs
+// name. The image is provisioned while the URIs are being fetched, unless only the image knows who the user is. It
+// returns whom the container runs as.
+func (c *Containerizer) furnish(ctx context.Context, ct *container) (launcher.User, error) {
+	var who launcher.User
+	image, err := imageName(ct.spec)
+	if err != nil {
+		return who, err
+	}
+	if image == "" {
+		return who, c.fill(ctx, ct.spec, "", &who)
+	}
+	if c.cfg.Images == nil {
+		return who, fmt.Errorf("image %s: this agent has no image provisioner", image)
+	}
+	early := !c.cfg.SwitchUser || numericUser(ct.spec.GetUser())
+	spec := ct.spec // before provision replaces it
+	var rootfs string
+	var config *containerv1.ImageConfig
+	both, step := errgroup.WithContext(ctx)
+	both.Go(func() error {
+		step, cancel := context.WithTimeout(step, provisionTimeout)
+		defer cancel()
+		var err error
+		if rootfs, config, err = c.cfg.Images.Provision(step, ct.id, image); err != nil {
+			return fmt.Errorf("image %s: %w", image, err)
+		}
+		if !early {
+			return c.fill(step, spec, rootfs, &who)
+		}
+		return nil
+	})
+	if early {
+		both.Go(func() error { return c.fill(step, spec, "", &who) })
+	}
+	if err := both.Wait(); err != nil {
+		return who, err
+	}
+	next := proto.CloneOf(spec)
+	next.Rootfs, next.ImageConfig = rootfs, config
+	if next.SandboxInContainer == "" || next.SandboxInContainer == next.Sandbox {
+		next.SandboxInContainer = sandboxInImage
+	}
+	ct.change(func() { ct.spec = next })
+	return who, nil
+}
+
+// fill makes the sandbox with its stdout and stderr and fetches the URIs into it, all as the container's user.
+func (c *Containerizer) fill(ctx context.Context, spec *containerv1.Container, rootfs string, who *launcher.User) error {
+	user, err := c.identify(spec.GetUser(), rootfs)
+	if err != nil {
+		return err
+	}
+	*who = user
+	if err := c.makeSandbox(spec.GetSandbox(), user); err != nil {
+		return fmt.Errorf("make sandbox: %w", err)
+	}
+	uris := spec.GetCommand().GetUris()
+	if len(uris) == 0 {
+		return nil
+	}
+	if c.cfg.Fetcher == nil {
+		return errors.New("this agent has no fetcher")
+	}
+	r := fetcher.Request{URIs: uris, Sandbox: spec.GetSandbox(), CacheKey: spec.GetUser()}
+	if c.cfg.SwitchUser {
+		r.User = &fetcher.User{UID: user.UID, GID: user.GID, Groups: user.Groups}
+	}
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	defer cancel()
+	if err := c.cfg.Fetcher.Fetch(ctx, r); err != nil {
+		return fmt.Errorf("fetch: %w", err)
+	}
+	return nil
+}
+
+// makeSandbox makes the sandbox, readable for the user alone, with the two files that take the output. Nothing in it
+// is followed: a sandbox that exists may hold what an earlier container put there.
+func (c *Containerizer) makeSandbox(dir string, user launcher.User) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o750); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	d, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_RDONLY, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(d)
+	for _, name := range []string{"stdout", "stderr"} {
+		f, err := unix.Openat(d, name, unix.O_CREAT|unix.O_WRONLY|unix.O_APPEND|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0o644)
+		if err != nil {
+			return &os.PathError{Op: "create", Path: filepath.Join(dir, name), Err: err}
+		}
+		if c.cfg.SwitchUser {
+			err = unix.Fchown(f, int(user.UID), int(user.GID))
+		}
+		unix.Close(f)
+		if err != nil {
+			return &os.PathError{Op: "chown", Path: filepath.Join(dir, name), Err: err}
+		}
+	}
+	if c.cfg.SwitchUser {
+		if err := unix.Fchown(d, int(user.UID), int(user.GID)); err != nil {
+			return &os.PathError{Op: "chown", Path: dir, Err: err}
+		}
+	}
+	return nil
+}
+
+// imageName returns the image of a container as a path on this machine, or "" if it has none.
+func imageName(spec *containerv1.Container) (string, error) {
+	if local := spec.GetLocalImage(); local != "" {
+		if !filepath.IsAbs(local) {
+			return "", fmt.Errorf("image %q: want an absolute path", local)
+		}
+		return filepath.Clean(local), nil
+	}
+	image := spec.GetContainerInfo().GetMesos().GetImage()
+	switch {
+	case spec.GetContainerInfo().GetType() == mesosv1.ContainerInfo_DOCKER && spec.GetContainerInfo() != nil:
+		return "", errors.New("containers of type DOCKER need the Docker daemon, which this agent does without; use type MESOS")
+	case image == nil:
+		return "", nil
+	case image.GetType() != mesosv1.Image_DOCKER:
+		return "", fmt.Errorf("image of type %s: want DOCKER", image.GetType())
+	}
+	name := image.GetDocker().GetName()
+	if p, ok := strings.CutPrefix(name, "file://"); ok {
+		name = p
+	}
+	if !filepath.IsAbs(name) {
+		return "", fmt.Errorf("image %q: this agent takes images from its own disk only, as an absolute path or a file:// URL to an OCI layout, "+
+			"an image archive or a root filesystem; it pulls nothing from registries", image.GetDocker().GetName())
+	}
+	return filepath.Clean(name), nil
+}
+
+// imageOf is imageName for those who only ask whether there is one.
+func imageOf(spec *containerv1.Container) string {
+	name, err := imageName(spec)
+	if err != nil {
+		return ""
+	}
+	return name
+}
+
+// addOwnMounts adds what a container with its own root filesystem needs whatever its isolators say: its sandbox, and,
+// while it shares the host's network, the host's names. What an isolator mounts at the same place goes before.
+func addOwnMounts(spec *containerv1.Container, merged *containerv1.Spec) error {
+	if spec.GetRootfs() == "" {
+		return nil
+	}
+	m := merger{spec: merged}
+	own := []*containerv1.Mount{{
+		Destination: spec.GetSandboxInContainer(), Source: spec.GetSandbox(), Type: "bind", Options: []string{"rbind", "rw"},
+	}}
+	if _, private := merged.Owners["namespaces."+containerv1.Namespace_NETWORK.String()]; !private {
+		for _, file := range []string{"/etc/resolv.conf", "/etc/hosts"} {
+			_, taken := merged.Owners["mounts."+file]
+			if source, err := filepath.EvalSymlinks(file); err == nil && !taken {
+				own = append(own, &containerv1.Mount{Destination: file, Source: source, Type: "bind", Options: []string{"bind", "ro"}})
+			}
+		}
+	}
+	for n, mount := range own {
+		if first, taken := merged.Owners["mounts."+mount.Destination]; taken {
+			return fmt.Errorf("isolator(%s) set mounts.%s, which is the sandbox's place", first, mount.Destination)
+		}
+		merged.Owners["mounts."+mount.Destination] = agentOwner
+		if n == 0 { // first of all, so that isolators can mount below it
+			m.spec.Merged.Mounts = append([]*containerv1.Mount{mount}, m.spec.Merged.Mounts...)
+		} else {
+			m.spec.Merged.Mounts = append(m.spec.Merged.Mounts, mount)
+		}
+	}
+	return nil
+}
+
+// agentOwner is the owner of settings that the agent made itself. No module can have this name.
+const agentOwner = "(agent)"
+
+// unmet says what was asked for that no isolator of this agent takes care of. Running without it would be running
+// without isolation, or without data.
+func unmet(spec *containerv1.Container, merged *containerv1.Spec) error {
+	for _, v := range spec.GetContainerInfo().GetVolumes() {
+		where := v.GetContainerPath()
+		if !path.IsAbs(where) {
+			where = path.Join(spec.GetSandboxInContainer(), where)
+		}
+		if merged.Owners["mounts."+path.Clean(where)] == "" {
+			return fmt.Errorf("volume at %s: no isolator of this agent mounts it", v.GetContainerPath())
+		}
+	}
+	for _, n := range spec.GetContainerInfo().GetNetworkInfos() {
+		if n.GetName() != "" && merged.Owners["namespaces."+containerv1.Namespace_NETWORK.String()] == "" {
+			return fmt.Errorf("network %q: no isolator of this agent joins it", n.GetName())
+		}
+	}
+	return nil
+}

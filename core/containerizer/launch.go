@@ -1,0 +1,258 @@
+package containerizer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
+	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
+	isolatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/isolator/v1"
+)
+
+// errDestroyed is the cause of a launch's end when Destroy came in between.
+var errDestroyed = errors.New("destroyed during its launch")
+
+// Launch makes a container and returns the pid of its first process once its command is being executed.
+//
+// The caller has written the id down durably and names it to Recover until the container is forgotten. That is why
+// one durable write of ours is enough: before the first Prepare only an unsynced intent is written, which survives
+// the agent's death; a power cut, which it may not survive, takes every process, mount and cgroup with it, and what a
+// module left on a disk is cleaned up by the id that the caller still knows.
+//
+// On error everything is undone, last step first, what cannot be undone at once is owed, and the error names the
+// module or the launcher. The container is forgotten; its id can be used again when nothing of it is left.
+func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container) (pid int32, err error) {
+	ct, ctx, err := c.admit(ctx, want)
+	if err != nil {
+		return 0, fmt.Errorf("launch container %s: %w", want.GetId(), err)
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("launch container %s: %w", ct.id, c.abandon(ctx, ct, err))
+		}
+		close(ct.launched)
+	}()
+
+	isolators := c.isolators().forContainer(ct.spec)
+	if err := c.intend(ct, isolators); err != nil {
+		return 0, err
+	}
+	who, err := c.furnish(ctx, ct)
+	if err != nil {
+		return 0, err
+	}
+	answers, err := c.prepare(ctx, ct, isolators)
+	if err != nil {
+		return 0, err
+	}
+	spec, err := merge(answers)
+	if err != nil {
+		return 0, err
+	}
+	if err := addOwnMounts(ct.spec, spec); err != nil {
+		return 0, err
+	}
+	if err := unmet(ct.spec, spec); err != nil {
+		return 0, err
+	}
+	if err := c.validate(ctx, ct, isolators, spec); err != nil {
+		return 0, err
+	}
+	request, err := c.request(ctx, ct.spec, spec.GetMerged(), who)
+	if err != nil {
+		return 0, err
+	}
+	chosen, err := c.choose(request)
+	if err != nil {
+		return 0, err
+	}
+	handle, err := create(ctx, chosen, request)
+	if err != nil {
+		return 0, fmt.Errorf("launcher(%s): %w", chosen.Name(), err)
+	}
+	c.created(ct, chosen, handle, spec)
+
+	// The process is held. Its checkpoint is being written while the isolators look at it; it goes when both are done.
+	both, step := errgroup.WithContext(ctx)
+	both.Go(func() error { return c.save(step, ct) })
+	both.Go(func() error { return c.isolate(step, ct, isolators) })
+	if err := both.Wait(); err != nil {
+		return 0, err
+	}
+	if err := start(ctx, handle); err != nil {
+		return 0, fmt.Errorf("launcher(%s): %w", chosen.Name(), err)
+	}
+	if err := c.runs(ct); err != nil {
+		return 0, err
+	}
+	return int32(handle.Pid()), nil
+}
+
+// admit checks what can be checked by looking and takes the id. If something of an earlier container of that id is
+// still left, it waits until it is gone: nothing is started a second time beside its first start.
+func (c *Containerizer) admit(ctx context.Context, want *containerv1.Container) (*container, context.Context, error) {
+	if err := checkContainer(want); err != nil {
+		return nil, nil, err
+	}
+	ct := newContainer(proto.CloneOf(want))
+	ct.bootID, ct.resumed = c.cfg.BootID, true
+	ct.reason = isolatorv1.CleanupRequest_LAUNCH_FAILED
+	ctx, ct.cancel = context.WithCancelCause(ctx)
+	if ct.spec.Created == nil {
+		ct.spec.Created = timestampNow()
+	}
+	for {
+		c.mu.Lock()
+		old := c.containers[ct.id]
+		if old == nil {
+			if parent := want.GetParentId(); parent != "" {
+				if p := c.containers[parent]; p == nil || p.running() == nil {
+					c.mu.Unlock()
+					ct.cancel(nil)
+					return nil, nil, fmt.Errorf("parent %s: %w", parent, ErrNotRunning)
+				}
+			}
+			c.containers[ct.id] = ct
+			c.mu.Unlock()
+			return ct, ctx, nil
+		}
+		c.mu.Unlock()
+		old.mu.Lock()
+		leaving := old.forgotten
+		old.mu.Unlock()
+		if !leaving {
+			ct.cancel(nil)
+			return nil, nil, ErrExists
+		}
+		select {
+		case <-old.gone:
+		case <-ctx.Done():
+			err := fmt.Errorf("an earlier container of this id is not cleaned up: %w", context.Cause(ctx))
+			ct.cancel(nil)
+			return nil, nil, err
+		}
+	}
+}
+
+// maxID is the longest container id that Mesos takes.
+const maxID = 242
+
+func checkContainer(want *containerv1.Container) error {
+	id := want.GetId()
+	own := id
+	if parent := want.GetParentId(); parent != "" {
+		if !strings.HasPrefix(id, parent+".") {
+			return fmt.Errorf("id %q: want parent %q and a dot before it", id, parent)
+		}
+		own = strings.TrimPrefix(id, parent+".")
+	}
+	switch {
+	case own == "" || len(id) > maxID || strings.ContainsAny(own, "./ \t\n\x00"):
+		return fmt.Errorf("id %q: want 1 to %d characters without dot, slash or space", id, maxID)
+	case want.GetCommand() == nil:
+		return errors.New("no command")
+	case !filepath.IsAbs(want.GetSandbox()) || filepath.Clean(want.GetSandbox()) != want.GetSandbox():
+		return fmt.Errorf("sandbox %q: want an absolute, clean path", want.GetSandbox())
+	case want.GetCgroup() != "" && !filepath.IsLocal(want.GetCgroup()):
+		return fmt.Errorf("cgroup %q: want a path below the containers' root", want.GetCgroup())
+	}
+	return nil
+}
+
+// choose returns the first launcher that can apply everything. There is no second best: a container is not run with
+// less isolation than was merged.
+func (c *Containerizer) choose(r *launcher.Request) (launcher.Launcher, error) {
+	var reasons []string
+	for _, l := range c.cfg.Launchers {
+		err := l.Supports(r)
+		if err == nil {
+			return l, nil
+		}
+		reasons = append(reasons, fmt.Sprintf("launcher(%s): %v", l.Name(), err))
+	}
+	return nil, fmt.Errorf("no launcher can apply it: %s", strings.Join(reasons, "; "))
+}
+
+func create(ctx context.Context, l launcher.Launcher, r *launcher.Request) (launcher.Handle, error) {
+	ctx, cancel := context.WithTimeout(ctx, createTimeout)
+	defer cancel()
+	return l.Create(ctx, r)
+}
+
+func start(ctx context.Context, h launcher.Handle) error {
+	ctx, cancel := context.WithTimeout(ctx, createTimeout)
+	defer cancel()
+	return h.Start(ctx)
+}
+
+// created notes what a launcher made.
+func (c *Containerizer) created(ct *container, l launcher.Launcher, h launcher.Handle, spec *containerv1.Spec) {
+	ct.change(func() {
+		ct.phase = containerv1.Checkpoint_CREATED
+		ct.launcherName, ct.launcherState = l.Name(), h.State()
+		ct.handle, ct.merged = h, spec
+		ct.pid, ct.ticks, ct.cgroups = int32(h.Pid()), h.StartTicks(), h.Cgroups()
+	})
+}
+
+// runs marks the container as running and begins to watch it. That is written in the background: a container found
+// CREATED after a crash is isolated and started again, both of which may be repeated.
+func (c *Containerizer) runs(ct *container) error {
+	ct.mu.Lock()
+	if ct.condemned {
+		ct.mu.Unlock()
+		return errDestroyed
+	}
+	ct.phase = containerv1.Checkpoint_RUNNING
+	ct.reason = isolatorv1.CleanupRequest_ENDED
+	ct.cancel(nil)
+	ct.cancel = nil
+	ct.version++
+	ct.mu.Unlock()
+	c.wg.Go(func() { c.watch(ct) })
+	c.wg.Go(func() {
+		if err := c.save(c.life, ct); err != nil && c.life.Err() == nil {
+			c.log.Error("a running container stays written as created", "error", err)
+		}
+		c.dropIntent(ct.id)
+	})
+	return nil
+}
+
+// abandon undoes a failed launch, as far as that can be done now, and returns the error to give: cause, or that the
+// container was destroyed meanwhile.
+func (c *Containerizer) abandon(ctx context.Context, ct *container, cause error) error {
+	if errors.Is(context.Cause(ctx), errDestroyed) {
+		cause = errDestroyed
+	}
+	end := &containerv1.Termination{
+		State: mesosv1.TaskState_TASK_FAILED.String(), Reason: mesosv1.TaskStatus_REASON_CONTAINER_LAUNCH_FAILED.String(),
+		Message: cause.Error(), Time: timestampNow(),
+	}
+	ct.change(func() {
+		ct.cancel(nil)
+		ct.cancel = nil
+		ct.reason = isolatorv1.CleanupRequest_LAUNCH_FAILED
+	})
+	ct.forget()
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	owed := c.dismantle(undo, ct)
+	ct.mu.Lock()
+	adopt(end, ct.why)
+	ct.mu.Unlock()
+	c.finish(ct, end)
+	c.wg.Go(func() { c.settle(ct, owed) })
+	return cause
+}
+
+// undoTimeout bounds how long a failed launch keeps its caller; what is not undone by then goes on in the background.
+const undoTimeout = time.Minute
