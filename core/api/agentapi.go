@@ -169,6 +169,7 @@ const maxInputRecord = 1 << 20
 // attachInput answers ATTACH_CONTAINER_INPUT, whose body is a stream of calls: one that names the
 // container, then any number with input. The answer comes when the input ends.
 func (a *agentEdge) attachInput(w http.ResponseWriter, r *http.Request, principal string, media agentMedia) error {
+	unlimitBodyTime(w)
 	records := recordio.NewReader(r.Body, maxInputRecord)
 	next := func() (*agentv1.Call_AttachContainerInput, error) {
 		record, err := records.Next()

@@ -19,8 +19,8 @@ const (
 	maxBody = mesosjson.DefaultMaxBytes
 
 	// bodyTimeout bounds the time that a body takes to arrive. A body of the greatest length needs
-	// 4 Mbit/s to make it.
-	bodyTimeout = time.Minute
+	// 6 Mbit/s to make it. It is shorter than writeTimeout, so that time is left to answer.
+	bodyTimeout = 45 * time.Second
 )
 
 // readCall decodes a request's body into call. what names the call's type in sentences, as in
@@ -55,13 +55,23 @@ func contentType(r *http.Request) (codec.Type, error) {
 	return t, nil
 }
 
+// limitBodyTime begins the time that a request's body has, whether a handler reads it or not: what no
+// handler reads, the server reads before it answers.
+func limitBodyTime(w http.ResponseWriter, r *http.Request) {
+	if r.Body == nil || r.Body == http.NoBody {
+		return // a deadline would then end the watch for the client's leaving
+	}
+	// Not every ResponseWriter has a connection behind it; without one there is nothing to wait for.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
+}
+
+// unlimitBodyTime ends that time, once the body is there or when it may go on for ever.
+func unlimitBodyTime(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+}
+
 // readBody returns the whole body, decompressed.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	c := http.NewResponseController(w)
-	// Not every ResponseWriter has a connection behind it; without one there is nothing to wait for.
-	_ = c.SetReadDeadline(time.Now().Add(bodyTimeout))
-	defer func() { _ = c.SetReadDeadline(time.Time{}) }()
-
 	var body io.Reader = http.MaxBytesReader(w, r.Body, maxBody)
 	switch encoding := strings.ToLower(r.Header.Get("Content-Encoding")); encoding {
 	case "", "identity":
@@ -82,6 +92,7 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if len(data) > maxBody {
 		return nil, bodyError(&http.MaxBytesError{Limit: maxBody})
 	}
+	unlimitBodyTime(w)
 	return data, nil
 }
 

@@ -64,6 +64,7 @@ func (s *Server) Routes() []Route { return slices.Clone(s.table.routes) }
 func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w := &response{ResponseWriter: rw}
 	w.extendDeadline() // the connection may still have that of the request before
+	limitBodyTime(rw, r)
 	route, _ := s.table.find(r.URL.Path)
 	name := "none"
 	if route != nil {

@@ -47,7 +47,7 @@ func (s *survey) message(d protoreflect.MessageDescriptor, data []byte, depth in
 	fields := d.Fields()
 	for len(data) > 0 {
 		number, wire, n := protowire.ConsumeTag(data)
-		if n < 0 {
+		if n < 0 || number > protowire.MaxValidNumber {
 			return errMalformed
 		}
 		data = data[n:]
