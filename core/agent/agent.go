@@ -174,6 +174,7 @@ type Agent struct {
 	cancelWork context.CancelCauseFunc
 	failed     chan struct{} // closed when fatal is set
 	wg         sync.WaitGroup
+	usage      usageCache
 	runs       sync.Mutex // held while folders of sandboxes are made and removed
 }
 

@@ -194,6 +194,7 @@ func (a *Agent) ended(c *change, e *executor, end *containerTermination, err err
 	}
 	was := e.phase
 	e.phase = phaseTerminated
+	a.counters.executorsEnded++
 	if was == phaseQueued {
 		a.queue = slices.DeleteFunc(a.queue, func(x *executor) bool { return x == e })
 	}

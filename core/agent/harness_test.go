@@ -260,6 +260,7 @@ type controller struct {
 	refuse   *clusterv1.Refused
 	streams  int
 	current  clusterv1.Master_ConnectServer
+	drop     chan struct{} // closed to end the current stream
 	hellos   []*clusterv1.Hello
 	received []*clusterv1.FromAgent
 	autoAck  bool
@@ -294,6 +295,8 @@ func (m *controller) Connect(s clusterv1.Master_ConnectServer) error {
 	}
 	m.streams++
 	m.current = s
+	drop := make(chan struct{})
+	m.drop = drop
 	id := first.GetHello().GetAgent().GetId()
 	if id == nil {
 		id = &mesosv1.AgentID{Value: new("M-S0")}
@@ -305,8 +308,31 @@ func (m *controller) Connect(s clusterv1.Master_ConnectServer) error {
 	if err != nil {
 		return err
 	}
+	type received struct {
+		msg *clusterv1.FromAgent
+		err error
+	}
+	messages := make(chan received)
+	go func() { // ends with the stream
+		for {
+			msg, err := s.Recv()
+			select {
+			case messages <- received{msg, err}:
+			case <-s.Context().Done():
+				return
+			}
+		}
+	}()
 	for {
-		msg, err := s.Recv()
+		var x received
+		select {
+		case x = <-messages:
+		case <-drop:
+			x.err = errors.New("dropped")
+		case <-s.Context().Done():
+			x.err = s.Context().Err()
+		}
+		msg, err := x.msg, x.err
 		m.mu.Lock()
 		if err != nil {
 			if m.current == s {
@@ -495,7 +521,8 @@ func (m *controller) wait(t *testing.T, what string, cond func() bool) {
 		select {
 		case <-changed:
 		case <-limit.C:
-			t.Fatalf("no %s; the master got %v", what, m.states(""))
+			all := m.states("")
+			t.Fatalf("no %s; the last of %d updates are %v", what, len(all), all[max(0, len(all)-20):])
 		}
 	}
 }
@@ -633,4 +660,24 @@ func equal[T comparable](t *testing.T, what string, got, want []T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("%s = %v, want %v", what, got, want)
 	}
+}
+
+// dropStream ends the current connection as a master that resigns does.
+func (m *controller) dropStream() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	close(m.drop)
+}
+
+func (m *controller) setRefusal(r *clusterv1.Refused) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.refuse = r
+}
+
+// hello returns the last Hello.
+func (m *controller) hello() *clusterv1.Hello {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.hellos[len(m.hellos)-1]
 }

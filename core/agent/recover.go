@@ -142,6 +142,7 @@ func (a *Agent) recover(ctx context.Context) error {
 	a.finishDrain(&c)
 	a.do(&c)
 	a.recovered = true
+	a.counters.recovery = time.Since(began)
 	a.log.Info("recovered", "agent", a.info.GetId().GetValue(), "frameworks", len(a.frameworks),
 		"containers", len(a.containers), "executors_awaited", waiting, "took", time.Since(began))
 	return nil

@@ -12,7 +12,6 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/keepalive"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	clusterv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/cluster/v1"
@@ -79,7 +78,7 @@ func (a *Agent) stayRegistered(ctx context.Context) {
 func (a *Agent) connect(ctx context.Context, address string) (registered bool, err error) {
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
+		grpc.WithNoProxy(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 		grpc.WithUserAgent("mosaic-agent"),
 	}

@@ -79,6 +79,7 @@ type task struct {
 	sequence  uint64            // of the last update
 	stored    bool              // custom: on disk
 	delivered bool              // custom: LAUNCH was sent
+	settling  bool              // an acknowledgement is being written down; the next update waits for that
 	retry     *timer
 	backoff   time.Duration
 	killTimer *timer
@@ -279,7 +280,7 @@ func describeCommand(c *mesosv1.CommandInfo) string {
 		return s
 	}
 	if c.GetShell() {
-		if c.Value == nil {
+		if c == nil || c.Value == nil {
 			return "(Command: NO COMMAND)"
 		}
 		return "(Command: sh -c '" + short(c.GetValue()) + "')"

@@ -130,7 +130,7 @@ func (t *task) pending() int {
 // The caller holds the lock.
 func (a *Agent) send(t *task) {
 	u := t.head()
-	if u == nil || !u.durable || a.master == nil {
+	if u == nil || !u.durable || t.settling || a.master == nil {
 		return
 	}
 	a.master.send(&clusterv1.FromAgent{Message: &clusterv1.FromAgent_Update{Update: &clusterv1.StatusUpdate{
@@ -227,7 +227,11 @@ func (a *Agent) acknowledge(m *clusterv1.Acknowledge) {
 		}
 		c.put(bucketUpdates, updateKey(t.framework.id, t.id, u.sequence), data)
 		a.trim(c, t)
-		c.then(func() { a.send(t) })
+		t.settling = true
+		c.then(func() {
+			t.settling = false
+			a.send(t)
+		})
 	})
 }
 
