@@ -1,0 +1,19 @@
+// Package bundle is the list of modules that come with Mosaic, each under the name by which a composition asks for it.
+//
+// They share one binary, mosaic-modules, so that their processes share its pages; each is a process of its own all the
+// same, and could be served by a binary of its own.
+package bundle
+
+import (
+	"github.com/mosaic-cluster/mosaic/isolators/namespaces"
+	"github.com/mosaic-cluster/mosaic/isolators/rlimits"
+	"github.com/mosaic-cluster/mosaic/sdk/module"
+)
+
+// Modules returns the constructors by "kind/name".
+func Modules() map[string]func() module.Module {
+	return map[string]func() module.Module{
+		"isolator/namespaces": func() module.Module { return namespaces.New() },
+		"isolator/rlimits":    func() module.Module { return rlimits.New() },
+	}
+}

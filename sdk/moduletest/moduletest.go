@@ -1,0 +1,98 @@
+// Package moduletest runs a module in the test's own process and talks to it as a host does: over gRPC, through the
+// whole of sdk/module, without a process and a socket file.
+package moduletest
+
+import (
+	"context"
+	"net"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/mosaic-cluster/mosaic/sdk/module"
+	authorizerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/authorizer/v1"
+	isolatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/isolator/v1"
+	modulev1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/module/v1"
+	qoscontrollerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/qoscontroller/v1"
+	resourceestimatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/resourceestimator/v1"
+)
+
+// Client is the host's side of one module. Clients of kinds that the module is not answer Unimplemented.
+type Client struct {
+	Conn       *grpc.ClientConn
+	Module     modulev1.ModuleClient
+	Isolator   isolatorv1.IsolatorClient
+	Authorizer authorizerv1.AuthorizerClient
+	Estimator  resourceestimatorv1.ResourceEstimatorClient
+	QoS        qoscontrollerv1.QoSControllerClient
+}
+
+// Node is what the module is told of the machine; tests change it where that matters.
+func Node() *modulev1.NodeFacts {
+	return &modulev1.NodeFacts{
+		Hostname: "host", Os: "linux", Arch: "amd64", Kernel: "6.1.0", CgroupVersion: 1, Root: true,
+		CgroupRoots: map[string]string{"cpu": "/sys/fs/cgroup/cpu", "memory": "/sys/fs/cgroup/memory"},
+		Cpus:        4, MemBytes: 8 << 30, BootId: "boot", WorkDir: "/var/lib/mosaic",
+	}
+}
+
+// Dial serves the module and connects to it, unconfigured. Everything ends with the test.
+func Dial(t testing.TB, m module.Module) *Client {
+	t.Helper()
+	l := bufconn.Listen(1 << 20)
+	s := module.NewServer(m)
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	conn, err := grpc.NewClient("passthrough:module", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+	if err != nil {
+		t.Fatalf("connect to the module: %v", err)
+	}
+	t.Cleanup(func() {
+		conn.Close()
+		s.Stop()
+		<-served
+	})
+	return &Client{
+		Conn: conn, Module: modulev1.NewModuleClient(conn), Isolator: isolatorv1.NewIsolatorClient(conn),
+		Authorizer: authorizerv1.NewAuthorizerClient(conn), Estimator: resourceestimatorv1.NewResourceEstimatorClient(conn),
+		QoS: qoscontrollerv1.NewQoSControllerClient(conn),
+	}
+}
+
+// Start is Dial and Configure with a JSON document that must be taken.
+func Start(t testing.TB, m module.Module, config string) *Client {
+	t.Helper()
+	c := Dial(t, m)
+	if errs := c.Configure(t, config); len(errs) > 0 {
+		t.Fatalf("Configure(%s) = %v, want no errors", config, errs)
+	}
+	return c
+}
+
+// Configure sends a configuration and returns the attributes found wrong.
+func (c *Client) Configure(t testing.TB, config string) []*modulev1.AttributeError {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	r, err := c.Module.Configure(ctx, &modulev1.ConfigureRequest{ConfigJson: config, Node: Node()})
+	if err != nil {
+		t.Fatalf("Configure(%s): %v", config, err)
+	}
+	return r.GetErrors()
+}
+
+// Describe asks for the description.
+func (c *Client) Describe(t testing.TB) *modulev1.DescribeResponse {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	d, err := c.Module.Describe(ctx, &modulev1.DescribeRequest{HostVersion: "test"})
+	if err != nil {
+		t.Fatalf("Describe: %v", err)
+	}
+	return d
+}
