@@ -56,6 +56,7 @@ type container struct {
 	reason        isolatorv1.CleanupRequest_Reason
 	orphan        bool
 	found         bool // by load, not launched by this containerizer
+	held          bool // found with its intent: its command has never been started
 	resumed       bool // Recover, or Launch, has taken it up
 	lost          *launcher.GoneError
 	skipped       map[string]bool   // optional modules whose Prepare failed
@@ -164,6 +165,12 @@ func (ct *container) forget() {
 		ct.forgotten = true
 		close(ct.dropped)
 	}
+}
+
+func (ct *container) isForgotten() bool {
+	ct.mu.Lock()
+	defer ct.mu.Unlock()
+	return ct.forgotten
 }
 
 // record is what a module is told of the container. slim leaves out the command and its environment, which may hold

@@ -103,8 +103,8 @@ type Config struct {
 	// Root of the containers' cgroups, relative to the controllers' mounts. Default "mosaic".
 	CgroupRoot string
 	// Fence kills everything in a cgroup, given relative to the controllers' mounts, proves it empty and removes it;
-	// it succeeds for one that does not exist. Needed for containers whose launcher cannot be asked since the agent
-	// died while they were being made.
+	// it succeeds for one that does not exist. For containers whose launcher cannot be asked: the agent died while they
+	// were being made, or the launcher is no longer configured. Without it the launchers' word is taken.
 	Fence func(ctx context.Context, cgroup string) error
 	// Run containers as their user. Needs root; without it everything runs as the agent.
 	SwitchUser bool

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -166,7 +167,14 @@ func (c *Containerizer) fence(ctx context.Context, ct *container) error {
 		if err := ct.destroyHandle(ctx); err != nil {
 			return fmt.Errorf("launcher(%s): %w", name, err)
 		}
-	case ct.found:
+	case ct.found: // the last agent may have died in Create, and nobody was told of what it made
+		for _, l := range c.cfg.Launchers {
+			if d, ok := l.(discarder); ok {
+				if err := d.Discard(ctx, ct.spec, filepath.Join(c.runDir, shortName(ct.id))); err != nil {
+					return fmt.Errorf("launcher(%s): %w", l.Name(), err)
+				}
+			}
+		}
 		if c.cfg.Fence != nil && ct.spec.GetCgroup() != "" {
 			if err := c.cfg.Fence(ctx, ct.spec.GetCgroup()); err != nil {
 				return fmt.Errorf("kill what was being launched: %w", err)
@@ -175,6 +183,11 @@ func (c *Containerizer) fence(ctx context.Context, ct *container) error {
 	}
 	ct.change(func() { ct.launcherState = nil })
 	return nil
+}
+
+// A discarder is a launcher that can take down what a Create left that never returned; nil when there is nothing.
+type discarder interface {
+	Discard(ctx context.Context, c *containerv1.Container, runDir string) error
 }
 
 // settle repeats the dismantling until nothing is owed, then waits for the agent to let go of the container, drops it

@@ -448,7 +448,16 @@ func (i *fakeIsolator) Cleanup(_ context.Context, r *isolatorv1.CleanupRequest) 
 	return &isolatorv1.CleanupResponse{}, nil
 }
 
-// agent is a containerizer on a machine; start it again after a crash on the same one.
+// asked returns the operation ids of the cleanups since it was last called.
+func (i *fakeIsolator) asked() []string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	got := i.operations
+	i.operations = nil
+	return got
+}
+
+// startAgent makes a containerizer on a machine; start it again after a crash on the same one.
 func startAgent(t *testing.T, m *machine, runDir string, isolators ...Isolator) (*Containerizer, *fakeLauncher) {
 	t.Helper()
 	l := &fakeLauncher{m: m, name: "fake"}

@@ -87,6 +87,8 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 	if err := both.Wait(); err != nil {
 		return 0, err
 	}
+	// From here on the command may have run: without its intent a container found CREATED is not launched anew.
+	c.dropIntent(ct.id)
 	if err := start(ctx, handle); err != nil {
 		return 0, fmt.Errorf("launcher(%s): %w", chosen.Name(), err)
 	}
@@ -204,7 +206,7 @@ func (c *Containerizer) created(ct *container, l launcher.Launcher, h launcher.H
 }
 
 // runs marks the container as running and begins to watch it. That is written in the background: a container found
-// CREATED after a crash is isolated and started again, both of which may be repeated.
+// CREATED and without intent after a crash is started again, which changes nothing for one that runs.
 func (c *Containerizer) runs(ct *container) error {
 	ct.mu.Lock()
 	if ct.condemned {
@@ -222,7 +224,6 @@ func (c *Containerizer) runs(ct *container) error {
 		if err := c.save(c.life, ct); err != nil && c.life.Err() == nil {
 			c.log.Error("a running container stays written as created", "error", err)
 		}
-		c.dropIntent(ct.id)
 	})
 	return nil
 }

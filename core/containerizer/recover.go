@@ -40,8 +40,12 @@ func (c *Containerizer) load() error {
 		return err
 	}
 	for _, cp := range intents {
-		if id := cp.GetContainer().GetId(); c.containers[id] == nil {
+		id := cp.GetContainer().GetId()
+		switch ct := c.containers[id]; {
+		case ct == nil:
 			c.containers[id] = fromCheckpoint(cp, false)
+		case ct.phase == containerv1.Checkpoint_CREATED:
+			ct.held = true
 		}
 	}
 	return nil
@@ -72,11 +76,14 @@ func fromCheckpoint(cp *containerv1.Checkpoint, stored bool) *container {
 
 // Recover takes up every container that the store or an intent knows.
 //
-// known are the ids that the agent still answers for. Of those, Recover returns one checkpoint each, RUNNING or ENDED,
-// in order of their ids: running ones are watched again under the same pid; those that ended meanwhile carry the true
-// status if anything knows it, else TASK_FAILED and "container status unknown"; a launch that the agent's death cut off
-// before the process existed is undone and ENDED. The agent forgets the ENDED ones when it has told their end. An id in
-// known that is not returned has never been started; modules are told to clean up after it all the same (see Launch).
+// known are the ids that the agent still answers for. Of those whose command has been started Recover returns one
+// checkpoint each, RUNNING or ENDED, in order of their ids: running ones are watched again under the same pid; those
+// that ended meanwhile carry the true status if anything knows it, else TASK_FAILED and "container status unknown". The
+// agent forgets the ENDED ones when it has told their end.
+//
+// An id in known that is not returned ran no instruction of its command and may be launched (again): a launch that the
+// agent's death cut off is undone, modules are told to clean up also after ids without any trace (see Launch), and
+// Launch waits for that.
 //
 // Containers not in known are orphans: killed and cleaned up. When Recover returns, nothing runs that is not returned
 // as RUNNING, unless it could not be killed; then its id stays taken until it is. Cleanups go on in the background.
@@ -104,7 +111,7 @@ func (c *Containerizer) Recover(ctx context.Context, known []string) ([]*contain
 	}
 	var result []*containerv1.Checkpoint
 	for _, ct := range list {
-		if wanted[ct.id] {
+		if wanted[ct.id] && !ct.isForgotten() {
 			cp, _ := ct.checkpoint()
 			result = append(result, proto.CloneOf(cp))
 		}
@@ -149,7 +156,8 @@ func (c *Containerizer) resume(ctx context.Context, ct *container, wanted bool) 
 	switch {
 	case phase == containerv1.Checkpoint_ENDED:
 		c.wg.Go(func() { c.settle(ct, errUntried) })
-	case phase == containerv1.Checkpoint_PREPARING:
+	case phase == containerv1.Checkpoint_PREPARING, phase == containerv1.Checkpoint_CREATED && ct.held:
+		ct.forget()
 		c.endUnwatched(ctx, ct, &containerv1.Termination{
 			State:   mesosv1.TaskState_TASK_FAILED.String(),
 			Reason:  mesosv1.TaskStatus_REASON_CONTAINER_LAUNCH_FAILED.String(),
@@ -199,11 +207,13 @@ func (c *Containerizer) readopt(ctx context.Context, ct *container) {
 		return
 	}
 	if phase == containerv1.Checkpoint_CREATED {
-		if err := c.finishLaunch(ctx, ct, h); err != nil {
+		// Isolated it is, since its intent is gone, and its process had been told to go, or was about to be. Telling it
+		// once more is harmless; that it has ended is found by watching.
+		if err := start(ctx, h); err != nil && !errors.Is(err, launcher.ErrEnded) {
 			c.endUnwatched(ctx, ct, &containerv1.Termination{
 				State:   mesosv1.TaskState_TASK_FAILED.String(),
 				Reason:  mesosv1.TaskStatus_REASON_CONTAINER_LAUNCH_FAILED.String(),
-				Message: "the agent ended while the container was being launched: " + err.Error(),
+				Message: fmt.Sprintf("the agent ended while the container was being started: launcher(%s): %v", ct.launcherName, err),
 			}, isolatorv1.CleanupRequest_LAUNCH_FAILED)
 			return
 		}
@@ -212,24 +222,9 @@ func (c *Containerizer) readopt(ctx context.Context, ct *container) {
 			if err := c.save(c.life, ct); err != nil && c.life.Err() == nil {
 				c.log.Error("a running container stays written as created", "error", err)
 			}
-			c.dropIntent(ct.id)
 		})
-	} else {
-		c.dropIntent(ct.id)
 	}
 	c.wg.Go(func() { c.watch(ct) })
-}
-
-// finishLaunch does the last two steps of a launch again. Both may be repeated: Isolate by contract, Start because a
-// process that has been let go already stays so, and one that has ended is found by watching.
-func (c *Containerizer) finishLaunch(ctx context.Context, ct *container, h launcher.Handle) error {
-	if err := c.isolate(ctx, ct, c.isolators().forContainer(ct.spec)); err != nil {
-		return err
-	}
-	if err := start(ctx, h); err != nil && !errors.Is(err, launcher.ErrEnded) {
-		return err
-	}
-	return nil
 }
 
 // reattach sets the handle of a container known from its checkpoint, or notes how it was lost. After a reboot there is
