@@ -23,18 +23,22 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // systemd is the hierarchy without controllers by which systemd on version 1 knows what belongs to
 // a service. A container must leave the agent's, or ends with it.
 const systemd = "name=systemd"
 
-// standard are the version 1 controllers every container gets a group in, where present. Others
-// are used when a setting names their files.
-var standard = []string{"cpu", "cpuacct", "memory", "pids", "freezer", "devices", "blkio", "cpuset", systemd}
+// standard are the version 1 controllers every container gets a group in, where present. Each
+// costs a launch some 0.1 ms, so the others are used from the moment a setting names them.
+var standard = []string{"cpu", "cpuacct", "memory", "pids", "blkio", systemd}
 
 // known are all version 1 hierarchies that Detect takes up.
-var known = append([]string{"net_cls", "net_prio", "perf_event", "hugetlb", "rdma", "misc"}, standard...)
+var known = append([]string{"devices", "cpuset", freezer, "net_cls", "net_prio", "perf_event", "hugetlb", "rdma", "misc"}, standard...)
+
+// freezer stops a group while it is killed, where there is no unified hierarchy to do that.
+const freezer = "freezer"
 
 // A Hierarchy says where control groups are mounted on this machine.
 type Hierarchy struct {
@@ -133,6 +137,7 @@ func (h *Hierarchy) Group(rel string) (*Group, error) {
 type Group struct {
 	h   *Hierarchy
 	rel string
+	old bool // Create found a part of it there
 }
 
 // dirs are the group's folders by controller, "" for version 2; only those that may be used.
@@ -160,19 +165,18 @@ func (g *Group) folders() []string {
 	return list
 }
 
-// Create makes the group. extra names further version 1 controllers to use. Repeatable. When the
-// machine does not allow it, the error matches fs.ErrPermission or ErrNone, or is EROFS.
-func (g *Group) Create(extra ...string) error {
-	for _, c := range append(slices.Clone(extra), standard...) {
-		point, ok := g.h.v1[c]
-		if !ok {
-			if slices.Contains(extra, c) && g.h.legacy() {
-				return fmt.Errorf("create cgroup %s: no controller %s on this machine", g.rel, c)
+// Create makes the group with the standard controllers. Repeatable, but not at the same time. When
+// the machine does not allow it, the error matches fs.ErrPermission or syscall.EROFS.
+func (g *Group) Create() error {
+	list := standard
+	if g.h.unified == "" {
+		list = append([]string{freezer}, standard...)
+	}
+	for _, c := range list {
+		if point, ok := g.h.v1[c]; ok {
+			if err := g.makeV1(point); err != nil {
+				return fmt.Errorf("create cgroup %s: %w", g.rel, err)
 			}
-			continue
-		}
-		if err := g.makeV1(point); err != nil {
-			return fmt.Errorf("create cgroup %s: %w", g.rel, err)
 		}
 	}
 	if g.h.unified == "" {
@@ -196,12 +200,14 @@ func (g *Group) parents() []string {
 
 func (g *Group) makeV1(point string) error {
 	set := point == g.h.v1["cpuset"]
-	if err := os.Mkdir(filepath.Join(point, g.rel), 0o755); err == nil && !set {
-		return nil
+	if !set {
+		if err := g.mkdir(filepath.Join(point, g.rel)); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	for _, p := range g.parents() {
 		dir := filepath.Join(point, p)
-		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := g.mkdir(dir); err != nil {
 			return err
 		}
 		if !set {
@@ -230,6 +236,57 @@ func inherit(dir, file string) error {
 	return write(filepath.Join(dir, file), strings.TrimSpace(string(b)))
 }
 
+// mkdir makes one folder of the group or above it.
+func (g *Group) mkdir(dir string) error {
+	err := os.Mkdir(dir, 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		g.old = g.old || strings.HasSuffix(dir, "/"+g.rel)
+		return nil
+	}
+	return err
+}
+
+// Occupants lists the processes in a group that Create did not make anew.
+func (g *Group) Occupants() ([]int, error) {
+	if !g.old {
+		return nil, nil
+	}
+	return g.Pids()
+}
+
+// use takes a further version 1 controller into use, also when the group has processes already.
+func (g *Group) use(controller string) error {
+	point, ok := g.h.v1[controller]
+	if !ok {
+		return fmt.Errorf("no controller %s on this machine", controller)
+	}
+	dir := filepath.Join(point, g.rel)
+	if _, err := os.Lstat(dir); err == nil {
+		return nil
+	}
+	pids, err := g.Pids()
+	if err != nil {
+		return err
+	}
+	if err := g.makeV1(point); err != nil {
+		return err
+	}
+	// What is born meanwhile is born where its parent is; so go on until nothing new is found.
+	for moved := 0; len(pids) > moved; {
+		for _, pid := range pids {
+			err := write(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(pid))
+			if err != nil && !errors.Is(err, syscall.ESRCH) {
+				return err
+			}
+		}
+		moved = len(pids)
+		if pids, err = g.Pids(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // makeV2 makes the folders of version 2 and turns on, from the top down, every controller that can
 // be. One that cannot is missed only by a setting that needs it: its file is not there then.
 func (g *Group) makeV2() error {
@@ -239,7 +296,7 @@ func (g *Group) makeV2() error {
 			g.enable(above)
 		}
 		above = filepath.Join(g.h.unified, p)
-		if err := os.Mkdir(above, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := g.mkdir(above); err != nil {
 			return err
 		}
 	}

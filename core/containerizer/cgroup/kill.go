@@ -41,6 +41,13 @@ func (g *Group) Pids() ([]int, error) {
 // walk calls f for dir and every folder below it, the deepest first. What vanishes meanwhile is
 // passed over.
 func walk(dir string, f func(string) error) error {
+	info, err := os.Lstat(dir)
+	if err == nil {
+		// A control group without others below it has exactly two links.
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink == 2 {
+			return f(dir)
+		}
+	}
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -127,16 +134,19 @@ func (g *Group) killOnce(pids []int) {
 // freeze stops the group if it can and returns how to let it go on. It does not wait for those in
 // a long system call: they are killed all the same, in this round or the next.
 func (g *Group) freeze() (thaw func()) {
-	file, on, off := "", "FROZEN", "THAWED"
-	if dir, ok := g.dirs()["freezer"]; ok {
-		file = filepath.Join(dir, "freezer.state")
-	} else if dir := g.CloneInto(); dir != "" {
-		file, on, off = filepath.Join(dir, "cgroup.freeze"), "1", "0"
+	if point, ok := g.h.v1[freezer]; ok {
+		file := filepath.Join(point, g.rel, "freezer.state")
+		if write(file, "FROZEN") == nil {
+			return func() { _ = write(file, "THAWED") }
+		}
 	}
-	if file == "" || write(file, on) != nil {
-		return func() {}
+	if g.h.unified != "" {
+		file := filepath.Join(g.h.unified, g.rel, "cgroup.freeze")
+		if write(file, "1") == nil {
+			return func() { _ = write(file, "0") }
+		}
 	}
-	return func() { _ = write(file, off) }
+	return func() {}
 }
 
 // Remove removes the group and what was made below it. All processes must be gone; zombies hold a

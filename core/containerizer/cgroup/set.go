@@ -17,18 +17,6 @@ import (
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 )
 
-// Needs returns the version 1 controllers beyond the standard ones that r's files name, for Create.
-func Needs(r *containerv1.CgroupResources) []string {
-	var list []string
-	for name := range r.GetFiles() {
-		if c, _, ok := strings.Cut(name, "/"); ok && !slices.Contains(standard, c) && !slices.Contains(list, c) {
-			list = append(list, c)
-		}
-	}
-	slices.Sort(list)
-	return list
-}
-
 // Asks says whether r sets anything.
 func Asks(r *containerv1.CgroupResources) bool {
 	return r != nil && (r.CpuShares != nil || r.CpuQuotaUs != nil || r.CpuPeriodUs != nil || r.CpusetCpus != "" ||
@@ -60,9 +48,12 @@ func (g *Group) Set(r *containerv1.CgroupResources) error {
 // put writes a setting of a version 1 controller, or of version 2 with controller "". The file's
 // name tells the controller then.
 func (g *Group) put(controller, file, value string) error {
-	dir, ok := g.dirs()[controller]
-	if !ok {
-		return fmt.Errorf("set %s: no controller %s on this machine", file, controller)
+	dir := filepath.Join(g.h.unified, g.rel)
+	if controller != "" {
+		if err := g.use(controller); err != nil {
+			return fmt.Errorf("set %s: %w", file, err)
+		}
+		dir = filepath.Join(g.h.v1[controller], g.rel)
 	}
 	err := write(filepath.Join(dir, file), value)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -175,7 +175,7 @@ func (l *Launcher) create(ctx context.Context, r *launcher.Request) (*supervised
 	if err != nil {
 		return nil, err
 	}
-	birth, err := l.nest.Spawn(ctx, r, nil)
+	birth, err := l.nest.Spawn(ctx, r, r.Proposal.GetCgroup(), nil)
 	if err != nil {
 		return nil, err
 	}

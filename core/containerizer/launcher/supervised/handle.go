@@ -40,8 +40,9 @@ type Record struct {
 
 // Options are what a launcher adds.
 type Options struct {
-	// Start, if not nil, lets the process go after the shim did its part.
-	Start func(ctx context.Context) error
+	// Start, if not nil, lets the process go after the shim did its part. ended is closed when the
+	// first process ends.
+	Start func(ctx context.Context, ended <-chan struct{}) error
 	// Remove, if not nil, takes down what a runtime keeps of a container whose processes are gone.
 	Remove func(ctx context.Context) error
 	Log    *slog.Logger
@@ -180,7 +181,7 @@ func (h *Handle) Start(ctx context.Context) error {
 	}
 	err := client.Start(ctx)
 	if err == nil && h.opts.Start != nil {
-		err = h.opts.Start(ctx)
+		err = h.opts.Start(ctx, client.Exited())
 	}
 	if errors.Is(err, syscall.ESRCH) || errors.Is(err, shim.ErrLost) {
 		err = fmt.Errorf("%w: %w", launcher.ErrEnded, err)

@@ -86,6 +86,10 @@ const undoTimeout = 30 * time.Second
 // A Birth is a container half made: its shim is coming up, its cgroup is there with its limits.
 type Birth struct {
 	Spec *wire.Spec // for the launcher to complete
+	// Explain, if not nil, adds what the launcher knows to an error, before all is undone.
+	Explain func(error) error
+	// Remove, if not nil, takes down what a runtime may have made.
+	Remove func(ctx context.Context) error
 
 	nest   *Nest
 	req    *launcher.Request
@@ -94,8 +98,8 @@ type Birth struct {
 }
 
 // Spawn makes the run folder, starts the shim, and makes the cgroup while the shim comes up.
-// runtime, if not nil, is handed to the shim.
-func (n *Nest) Spawn(ctx context.Context, r *launcher.Request, runtime *shim.Binary) (*Birth, error) {
+// asked are the settings to write to the cgroup; runtime, if not nil, is handed to the shim.
+func (n *Nest) Spawn(ctx context.Context, r *launcher.Request, asked *containerv1.CgroupResources, runtime *shim.Binary) (*Birth, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -110,7 +114,7 @@ func (n *Nest) Spawn(ctx context.Context, r *launcher.Request, runtime *shim.Bin
 		return nil, err
 	}
 	b := &Birth{nest: n, req: r, group: group}
-	if err := b.spawn(runtime); err != nil {
+	if err := b.spawn(asked, runtime); err != nil {
 		return nil, b.Undo(ctx, err)
 	}
 	b.Spec = &wire.Spec{
@@ -141,7 +145,7 @@ func makeRunDir(dir string) error {
 	return nil
 }
 
-func (b *Birth) spawn(runtime *shim.Binary) error {
+func (b *Birth) spawn(asked *containerv1.CgroupResources, runtime *shim.Binary) error {
 	opts := shim.SpawnOptions{Runtime: runtime}
 	home := b.nest.shimGroup(b.req.Container.GetCgroup())
 	if home != nil {
@@ -157,14 +161,13 @@ func (b *Birth) spawn(runtime *shim.Binary) error {
 			return fmt.Errorf("move shim to its cgroup: %w", err)
 		}
 	}
-	asked := b.req.Proposal.GetCgroup()
 	if b.group == nil {
 		if cgroup.Asks(asked) {
 			return errors.New("cgroup settings are asked for, but there is no cgroup")
 		}
 		return nil
 	}
-	err = b.group.Create(cgroup.Needs(asked)...)
+	err = b.group.Create()
 	if notAllowed(err) && !cgroup.Asks(asked) {
 		b.nest.log.Warn("container runs without a cgroup", "container", b.req.Container.GetId(), "error", err)
 		b.group = nil
@@ -174,7 +177,7 @@ func (b *Birth) spawn(runtime *shim.Binary) error {
 		return err
 	}
 	// What was here under that name is gone by the caller's word; this is the proof.
-	pids, err := b.group.Pids()
+	pids, err := b.group.Occupants()
 	if err != nil {
 		return err
 	}
@@ -192,16 +195,19 @@ func notAllowed(err error) bool {
 }
 
 // Create hands the spec to the shim and returns the handle of what it made. On error everything is
-// undone. own is the launcher's part of the record.
-func (b *Birth) Create(ctx context.Context, own any, opts Options) (*Handle, error) {
+// undone. own, if not nil, gives the launcher's part of the record once the process exists.
+func (b *Birth) Create(ctx context.Context, own func() any, opts Options) (*Handle, error) {
 	h, err := b.create(ctx, own, opts)
 	if err != nil {
+		if b.Explain != nil {
+			err = b.Explain(err)
+		}
 		return nil, b.Undo(ctx, err)
 	}
 	return h, nil
 }
 
-func (b *Birth) create(ctx context.Context, own any, opts Options) (*Handle, error) {
+func (b *Birth) create(ctx context.Context, own func() any, opts Options) (*Handle, error) {
 	s, err := b.client.Create(ctx, b.Spec)
 	if err != nil {
 		return nil, err
@@ -215,7 +221,7 @@ func (b *Birth) create(ctx context.Context, own any, opts Options) (*Handle, err
 		rec.Cgroup = b.group.Name()
 	}
 	if own != nil {
-		if rec.Launcher, err = json.Marshal(own); err != nil {
+		if rec.Launcher, err = json.Marshal(own()); err != nil {
 			return nil, fmt.Errorf("encode state: %w", err)
 		}
 	}
@@ -236,6 +242,11 @@ func (b *Birth) Undo(ctx context.Context, why error) error {
 		if b.client != nil {
 			// A shim that never got its spec answers nothing; it ends with the connection.
 			_ = b.client.Abandon(ctx)
+		}
+		if b.Remove != nil {
+			if err := b.Remove(ctx); err != nil {
+				return err
+			}
 		}
 		if b.group != nil {
 			if err := b.group.Kill(ctx); err != nil {
