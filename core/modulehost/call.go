@@ -112,7 +112,7 @@ func callOnce[C, A any](ctx context.Context, m *module, r request, send func(con
 			continue
 		case l.isLost():
 			m.leave(l)
-			return none, status.Error(codes.Unavailable, "module "+l.obituary()+" during the call")
+			return none, status.Error(codes.Unavailable, "module died during the call: "+l.obituary())
 		}
 		err = meaning(err)
 		switch status.Code(err) {

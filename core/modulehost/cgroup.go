@@ -77,6 +77,16 @@ func findCgroups(relative string) (*cgroups, error) {
 	return c, nil
 }
 
+// remove removes the folders that findCgroups made, unless something is left in them.
+func (c *cgroups) remove() {
+	if c.unified != "" {
+		_ = os.Remove(c.unified)
+	}
+	for _, m := range c.v1 {
+		_ = os.Remove(m.folder)
+	}
+}
+
 // delegate switches the controllers on from the mount down to the folder. What cannot be switched on is missed by
 // name when a limit is written.
 func delegate(mount, relative string) {
@@ -201,8 +211,9 @@ func members(folder string) ([]int, error) {
 	}
 	var pids []int
 	for _, field := range bytes.Fields(data) {
-		// 0 is a process of another pid namespace: kill(0) would be ourselves.
-		if pid, err := strconv.Atoi(string(field)); err == nil && pid > 0 {
+		// 0 is a process of another pid namespace, and kill(0) would be our own group. Our own number is there while
+		// the spawner's thread is inside, which is listed by its process.
+		if pid, err := strconv.Atoi(string(field)); err == nil && pid > 0 && pid != os.Getpid() {
 			pids = append(pids, pid)
 		}
 	}

@@ -2,6 +2,7 @@ package modulehost
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"os"
@@ -19,8 +20,10 @@ import (
 	modulev1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/module/v1"
 )
 
-// cgroupRoot is where the modules of this run of the tests live.
-func cgroupRoot() string { return fmt.Sprintf("mosaic-test-modulehost-%d", os.Getpid()) }
+// cgroupRoot is where the modules of one host of a test live.
+func cgroupRoot(t *testing.T) string {
+	return fmt.Sprintf("mosaic-test-modulehost-%d/%x", os.Getpid(), sha256.Sum256([]byte(t.TempDir())))[:64]
+}
 
 func testOptions(t *testing.T) Options {
 	t.Helper()
@@ -30,21 +33,25 @@ func testOptions(t *testing.T) Options {
 		LogDir:  filepath.Join(t.TempDir(), "logs"),
 	}
 	if os.Geteuid() == 0 {
-		o.Cgroup = cgroupRoot()
-		t.Cleanup(func() { removeCgroups(t) })
+		o.Cgroup = cgroupRoot(t)
+		t.Cleanup(func() { removeCgroups(t, o.Cgroup) })
 	}
 	return o
 }
 
-func removeCgroups(t *testing.T) {
+// removeCgroups removes the folder of a host, and that of the test run with the last of them.
+func removeCgroups(t *testing.T, relative string) {
 	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
-		found, err := filepath.Glob(pattern + cgroupRoot())
+		found, err := filepath.Glob(pattern + relative)
 		if err != nil {
 			t.Error(err)
 		}
-		for _, folder := range found {
-			os.Remove(folder)
+		if len(found) > 0 {
+			t.Errorf("the host left %v behind", found)
 		}
+		// The folder of the test run goes with the last of its hosts.
+		os.Remove(filepath.Dir(strings.Replace(pattern, "*", "pids", 1) + relative))
+		os.Remove(filepath.Dir(strings.Replace(pattern, "*", "memory", 1) + relative))
 	}
 }
 

@@ -147,6 +147,7 @@ func (m *module) start(ctx context.Context) (*life, error) {
 }
 
 func (m *module) handshake(ctx context.Context, p *process) (*life, error) {
+	m.pump.forget()
 	client := plugin.NewClient(&plugin.ClientConfig{
 		HandshakeConfig: plugin.HandshakeConfig{
 			ProtocolVersion: protocolVersion, MagicCookieKey: cookieKey, MagicCookieValue: cookieValue,
@@ -171,10 +172,9 @@ func (m *module) handshake(ctx context.Context, p *process) (*life, error) {
 		return nil, fmt.Errorf("start: %w", err)
 	}
 	if err != nil {
-		alive := p.alive()
 		p.kill()
 		p.pipes.Wait()
-		return nil, m.handshakeError(err, p, alive)
+		return nil, m.handshakeError(err, p)
 	}
 	l := &life{module: m, process: p, lost: make(chan struct{}), cancel: func() {}}
 	l.streams.Go(func() {
@@ -192,18 +192,19 @@ func (m *module) handshake(ctx context.Context, p *process) (*life, error) {
 }
 
 // handshakeError says why a process gave no handshake, by what the operator can see: its end and its last words.
-func (m *module) handshakeError(err error, p *process, alive bool) error {
+func (m *module) handshakeError(err error, p *process) error {
 	words := m.pump.words()
 	if words != "" {
 		words = "; it wrote: " + words
 	}
+	const unrecognized = "Unrecognized remote plugin message: "
 	var text string
 	switch what := firstLine(err.Error()); {
 	case strings.HasPrefix(what, "timeout"):
 		text = fmt.Sprintf("no handshake within %s", handshakeTimeout)
-	case strings.HasPrefix(what, "Unrecognized remote plugin message: ") && len(what) > len("Unrecognized remote plugin message: "):
-		text = fmt.Sprintf("wrote %q before its handshake", cutText(strings.TrimPrefix(what, "Unrecognized remote plugin message: "), 200))
-	case strings.HasPrefix(what, "Unrecognized"), !alive:
+	case strings.HasPrefix(what, unrecognized):
+		text = fmt.Sprintf("wrote %q before its handshake", cutText(strings.TrimPrefix(what, unrecognized), 200))
+	case strings.HasPrefix(what, strings.TrimSpace(unrecognized)), strings.HasPrefix(what, "plugin exited"):
 		text = "ended before its handshake (" + p.end + ")"
 	default:
 		text = "handshake: " + what

@@ -43,8 +43,9 @@ type logPump struct {
 	dropped atomic.Int64
 	done    chan struct{}
 
-	mu   sync.Mutex // guards last
-	last []string
+	mu      sync.Mutex // guards what follows
+	last    []string
+	crashed bool // last begins with a crash
 }
 
 // newLogPump starts the writer; close ends it. folder may be empty, for no file.
@@ -112,13 +113,7 @@ func (p *logPump) read(r io.Reader) {
 }
 
 func (p *logPump) queue(line []byte) {
-	p.mu.Lock()
-	if len(p.last) == lastWords {
-		copy(p.last, p.last[1:])
-		p.last = p.last[:lastWords-1]
-	}
-	p.last = append(p.last, string(line[:min(len(line), 300)]))
-	p.mu.Unlock()
+	p.remember(line)
 	if !p.limit.Allow() {
 		p.dropped.Add(1)
 		return
@@ -130,13 +125,39 @@ func (p *logPump) queue(line []byte) {
 	}
 }
 
-// words gives the last lines, to explain an end, and forgets them.
+// remember keeps the last lines. Of a crash the first lines say why and the others where, so those are kept.
+func (p *logPump) remember(line []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if isPanic(line) && !p.crashed {
+		p.last, p.crashed = nil, true
+	}
+	if len(p.last) == lastWords {
+		if p.crashed {
+			return
+		}
+		copy(p.last, p.last[1:])
+		p.last = p.last[:lastWords-1]
+	}
+	p.last = append(p.last, string(line[:min(len(line), 300)]))
+}
+
+// words gives the lines that explain an end.
 func (p *logPump) words() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	words := strings.Join(p.last, "; ")
-	p.last = nil
-	return words
+	return strings.Join(p.last, "; ")
+}
+
+// forget begins the words of another life.
+func (p *logPump) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last, p.crashed = nil, false
+}
+
+func isPanic(line []byte) bool {
+	return bytes.HasPrefix(line, []byte("panic: ")) || bytes.HasPrefix(line, []byte("fatal error: "))
 }
 
 func (p *logPump) write() {
@@ -178,7 +199,7 @@ func parseLogLine(line []byte, now time.Time) slog.Record {
 	var fields map[string]any
 	if len(line) == 0 || line[0] != '{' || json.Unmarshal(line, &fields) != nil {
 		level := slog.LevelInfo
-		if bytes.HasPrefix(line, []byte("panic: ")) || bytes.HasPrefix(line, []byte("fatal error: ")) {
+		if isPanic(line) {
 			level = slog.LevelError
 		}
 		return slog.NewRecord(now, level, strings.ToValidUTF8(string(line), "\uFFFD"), 0)

@@ -117,6 +117,11 @@ func (m *module) run(ctx context.Context) {
 	var pause backoff
 	for first := true; ; first = false {
 		l, err := m.bringUp(ctx)
+		if err != nil {
+			m.set(StateDown, err.Error(), nil)
+		} else {
+			m.set(StateUp, "", l)
+		}
 		if first {
 			m.first <- err
 		}
@@ -131,10 +136,8 @@ func (m *module) run(ctx context.Context) {
 			return // Start fails; there is nothing to try again
 		case err != nil:
 			m.log.Error("module does not come up", "error", err)
-			m.set(StateDown, err.Error(), nil)
 		default:
 			m.log.Info("module is up", "pid", l.process.ID(), "version", l.desc.GetVersion(), "service", l.contract.service)
-			m.set(StateUp, "", l)
 			k := m.attend(ctx, l)
 			m.set(StateDown, k.reason, nil)
 			m.end(l, k.drain)

@@ -96,7 +96,7 @@ type Options struct {
 	// Optional. Folder in which descriptions of modules are kept by digest, for checks without running them.
 	CacheDir string
 	// Optional. Folder of the modules' cgroups relative to the hierarchies' mounts; empty runs modules without
-	// cgroups of their own.
+	// cgroups of their own. It belongs to this host alone: what is found in it is killed.
 	Cgroup string
 	// Optional. Facts for the modules' Configure.
 	Node *modulev1.NodeFacts
@@ -266,6 +266,7 @@ func (h *Host) release() error {
 	if h.spawner != nil {
 		h.spawner.stop()
 	}
+	h.cgroups.remove()
 	if h.opts.Metrics != nil && h.metrics != nil {
 		h.opts.Metrics.Unregister(h.metrics)
 	}

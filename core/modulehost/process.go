@@ -47,10 +47,11 @@ type process struct {
 	first io.ReadCloser // the handshake line for go-plugin
 	stdin *os.File      // closing it tells modules in any language that their host is gone
 
-	proc  atomic.Pointer[os.Process] // nil before the start
-	ended chan struct{}              // closed when the first process is reaped and everything in its cgroup is dead
-	end   string                     // how it ended; read after ended
-	pipes sync.WaitGroup
+	proc   atomic.Pointer[os.Process] // nil before the start
+	doomed atomic.Bool                // to be killed as soon as it is started
+	ended  chan struct{}              // closed when the first process is reaped and everything in its cgroup is dead
+	end    string                     // how it ended; read after ended
+	pipes  sync.WaitGroup
 }
 
 // lookupUser gives the credentials of a user by name or number; nil for an empty name.
@@ -154,6 +155,9 @@ func (p *process) Start(context.Context) error {
 		return fmt.Errorf("start %s: %w", p.exe.path, err)
 	}
 	p.proc.Store(proc)
+	if p.doomed.Load() {
+		_ = proc.Kill()
+	}
 	files = []*os.File{inR, outW, errW}
 	p.stdin = inW
 
@@ -235,8 +239,10 @@ func waitEnded(pid int) error {
 	}
 }
 
-// kill ends the module and everything it forked, and returns when all of it is dead.
+// kill ends the module and everything it forked, and returns when all of it is dead. One that is not started yet is
+// killed at its start.
 func (p *process) kill() {
+	p.doomed.Store(true)
 	if proc := p.proc.Load(); proc != nil {
 		_ = proc.Kill() // os.ErrProcessDone is what we want
 		<-p.ended
