@@ -4,9 +4,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"testing"
 
+	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/launchertest"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/oci"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/shim"
@@ -30,12 +30,10 @@ func runc(t testing.TB) *shim.Binary {
 	return b
 }
 
-func TestSmoke(t *testing.T) {
-	e := launchertest.New(t)
-	l := oci.New(e.Shim, runc(t), e.Cgroups, e.Log)
-	status, out := launchertest.Run(t, l, e.Request("sh", "-c", "echo $GREETING; cat /proc/self/cgroup; exit 7"))
-	if ws := syscall.WaitStatus(status); ws.ExitStatus() != 7 {
-		t.Error(ws, out)
-	}
-	t.Log(out)
+func newLauncher(t testing.TB, e *launchertest.Env) launcher.Launcher {
+	return oci.New(e.Shim, runc(t), e.Cgroups, e.Log)
 }
+
+func TestConformance(t *testing.T) { launchertest.Conformance(t, newLauncher) }
+
+func BenchmarkLaunchTrue(b *testing.B) { launchertest.BenchmarkLaunchTrue(b, newLauncher) }
