@@ -5,6 +5,7 @@
 package bundle
 
 import (
+	"github.com/mosaic-cluster/mosaic/isolators/cgroups"
 	"github.com/mosaic-cluster/mosaic/isolators/namespaces"
 	"github.com/mosaic-cluster/mosaic/isolators/rlimits"
 	"github.com/mosaic-cluster/mosaic/sdk/module"
@@ -13,6 +14,7 @@ import (
 // Modules returns the constructors by "kind/name".
 func Modules() map[string]func() module.Module {
 	return map[string]func() module.Module{
+		"isolator/cgroups":    func() module.Module { return cgroups.New() },
 		"isolator/namespaces": func() module.Module { return namespaces.New() },
 		"isolator/rlimits":    func() module.Module { return rlimits.New() },
 	}

@@ -1,0 +1,357 @@
+// Package cgroups is the isolator for processor, memory and process limits. It turns what a container asks for into
+// settings of its cgroup, which the agent writes; it reads statistics, and it reports containers that ran out of memory.
+//
+// It promises the figures of Mesos (shares, quota, limits) on cgroup versions 1 and 2. It keeps no state: what it must
+// know of a container stands in the cgroup's own files, whose paths come with each call.
+package cgroups
+
+import (
+	"context"
+	"math"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/mosaic-cluster/mosaic/sdk/module"
+	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
+	isolatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/isolator/v1"
+	modulev1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/module/v1"
+)
+
+// Figures of Mesos (src/slave/containerizer/mesos/isolators/cgroups/constants.hpp there).
+const (
+	sharesPerCPU          = 1024
+	sharesPerRevocableCPU = 10
+	minShares             = 2
+	periodUs              = 100_000
+	minQuotaUs            = 1000
+	minMemory             = 32 << 20
+	megabyte              = 1 << 20
+)
+
+// Config is what the operator may set.
+type Config struct {
+	CPUHardLimit         bool `hcl:"cpu_hard_limit,optional" doc:"A container may not use more than the cpus it asked for, even when they are idle."`
+	LimitSwap            bool `hcl:"limit_swap,optional" doc:"The memory limit holds for memory and swap together."`
+	RevocableLowPriority bool `hcl:"revocable_cpu_low_priority,optional" doc:"Containers on revocable cpus get a hundredth of the weight."`
+	PidsLimit            int  `hcl:"pids_limit,optional" doc:"Most processes and threads of a container; 0 is no limit." min:"0"`
+}
+
+// Isolator is the module.
+type Isolator struct {
+	isolatorv1.UnimplementedIsolatorServer
+	config *module.Config[Config]
+	events *module.Events
+
+	mu    sync.Mutex // guards watch
+	watch *watcher   // nil until a container is to be watched
+}
+
+// New returns the module with its defaults.
+func New() *Isolator {
+	return &Isolator{
+		config: module.NewConfig(Config{RevocableLowPriority: true}, nil),
+		events: module.NewEvents(),
+	}
+}
+
+// Info describes the module.
+func (i *Isolator) Info() module.Info {
+	return module.Info{
+		Kind: "isolator", Name: "cgroups", Version: "1.0.0", Doc: "limits of processor time, memory and processes, and their use",
+		Calls: []string{"isolate", "update", "usage", "status"}, Powers: []string{"cgroup"},
+		Nesting: true, Standalone: true, Config: i.config, Events: i.events, Configured: i.configured,
+	}
+}
+
+func (i *Isolator) configured(_ context.Context, node *modulev1.NodeFacts) error {
+	if node.GetCgroupVersion() == 0 {
+		i.events.Health(modulev1.Health_DEGRADED, "this machine gives the agent no cgroups: limits cannot be set")
+	}
+	return nil
+}
+
+// sum adds a scalar over a container's resources; revocable is true if there is some and all of it is revocable.
+func sum(list []*mesosv1.Resource, name string) (total float64, revocable bool) {
+	revocable = true
+	for _, r := range list {
+		if r.GetName() == name && r.GetType() == mesosv1.Value_SCALAR {
+			total += r.GetScalar().GetValue()
+			revocable = revocable && r.Revocable != nil
+		}
+	}
+	return total, revocable && total > 0
+}
+
+// settings are the cgroup's for a container. Containers without an own cgroup have none.
+func (i *Isolator) settings(c *containerv1.Container) (*containerv1.CgroupResources, error) {
+	cfg := i.config.Get()
+	set := &containerv1.CgroupResources{}
+
+	cpus, revocable := sum(c.GetResources(), "cpus")
+	if err := amount("cpus", cpus); err != nil {
+		return nil, err
+	}
+	if cpus > 0 {
+		per := float64(sharesPerCPU)
+		if revocable && cfg.RevocableLowPriority {
+			per = sharesPerRevocableCPU
+		}
+		shares := max(uint64(cpus*per), minShares)
+		set.CpuShares = &shares
+	}
+	limit, explicit := c.GetLimits()["cpus"]
+	if !explicit && cfg.CPUHardLimit {
+		limit = cpus
+	}
+	if explicit || cfg.CPUHardLimit {
+		if !math.IsInf(limit, 1) {
+			if err := amount("limit of cpus", limit); err != nil {
+				return nil, err
+			}
+		}
+		quota, period := int64(-1), uint64(periodUs)
+		if limit < math.MaxInt64/periodUs && limit > 0 {
+			quota = max(int64(limit*periodUs), minQuotaUs)
+		}
+		set.CpuQuotaUs, set.CpuPeriodUs = &quota, &period
+	}
+
+	mem, _ := sum(c.GetResources(), "mem")
+	if err := amount("mem", mem); err != nil {
+		return nil, err
+	}
+	hard, explicit := c.GetLimits()["mem"]
+	if !explicit {
+		hard = mem
+	}
+	if mem > 0 {
+		soft := bytes(mem)
+		set.MemoryReservationBytes = &soft
+	}
+	if hard > 0 {
+		bound := int64(-1)
+		if !math.IsInf(hard, 1) {
+			if err := amount("limit of mem", hard); err != nil {
+				return nil, err
+			}
+			bound = bytes(hard)
+		}
+		set.MemoryLimitBytes = &bound
+		if cfg.LimitSwap {
+			set.MemorySwapBytes = &bound
+		}
+	}
+	if n := int64(cfg.PidsLimit); n > 0 {
+		set.PidsLimit = &n
+	}
+	return set, nil
+}
+
+// amount refuses what no machine has: a request that overflows would become a limit that does not limit.
+func amount(what string, v float64) error {
+	if math.IsNaN(v) || v < 0 || v > 1<<40 {
+		return module.InvalidArgument("%s: got %v, want a sensible amount", what, v)
+	}
+	return nil
+}
+
+func bytes(megabytes float64) int64 { return max(int64(megabytes*megabyte), minMemory) }
+
+// Prepare proposes the settings.
+func (i *Isolator) Prepare(_ context.Context, r *isolatorv1.PrepareRequest) (*isolatorv1.PrepareResponse, error) {
+	set, err := i.settings(r.GetContainer())
+	if err != nil {
+		return nil, err
+	}
+	return &isolatorv1.PrepareResponse{Proposal: &containerv1.Proposal{Cgroup: set}}, nil
+}
+
+// Update proposes the settings for new resources. A memory limit is never lowered: the kernel would refuse, or kill.
+func (i *Isolator) Update(_ context.Context, r *isolatorv1.UpdateRequest) (*isolatorv1.UpdateResponse, error) {
+	set, err := i.settings(r.GetRecord().GetContainer())
+	if err != nil {
+		return nil, err
+	}
+	if now, ok := groupOf(r.GetRecord()).memoryLimit(); ok && set.MemoryLimitBytes != nil && *set.MemoryLimitBytes >= 0 {
+		if now < 0 || now > *set.MemoryLimitBytes {
+			set.MemoryLimitBytes, set.MemorySwapBytes = nil, nil
+		}
+	}
+	return &isolatorv1.UpdateResponse{Proposal: &containerv1.Proposal{Cgroup: set}}, nil
+}
+
+// Isolate begins to watch the container's memory.
+func (i *Isolator) Isolate(_ context.Context, r *isolatorv1.IsolateRequest) (*isolatorv1.IsolateResponse, error) {
+	if err := i.follow(r.GetRecord()); err != nil {
+		return nil, module.FailedPrecondition("watch the memory of container %s: %v", r.GetRecord().GetContainer().GetId(), err)
+	}
+	return &isolatorv1.IsolateResponse{}, nil
+}
+
+// Recover watches what lives.
+func (i *Isolator) Recover(s isolatorv1.Isolator_RecoverServer) error {
+	for {
+		page, err := s.Recv()
+		if err != nil {
+			return s.SendAndClose(&isolatorv1.RecoverResponse{})
+		}
+		for _, r := range page.GetContainers() {
+			if !r.GetOrphan() && len(r.GetCgroups()) > 0 {
+				_ = i.follow(r) // its cgroup may have ended meanwhile; Status tells why then
+			}
+		}
+	}
+}
+
+// Status says whether a container ran out of memory, also after its end.
+func (i *Isolator) Status(_ context.Context, r *isolatorv1.StatusRequest) (*isolatorv1.StatusResponse, error) {
+	results := map[string]*isolatorv1.StatusResult{}
+	for _, rec := range r.GetRecords() {
+		g := groupOf(rec)
+		if g.path("memory") == "" {
+			continue
+		}
+		result := &isolatorv1.StatusResult{}
+		if g.oomKills() > 0 {
+			result.Limitation = limitation(rec.GetContainer().GetId(), g)
+		}
+		results[rec.GetContainer().GetId()] = result
+	}
+	return &isolatorv1.StatusResponse{Results: results}, nil
+}
+
+// limitation describes the end of memory as Mesos does.
+func limitation(id string, g group) *modulev1.Limitation {
+	limit, _ := g.memoryLimit()
+	most := g.memoryMost()
+	mb := float64(limit) / megabyte
+	name, role := "mem", "*"
+	return &modulev1.Limitation{
+		ContainerId: id,
+		Reason:      mesosv1.TaskStatus_REASON_CONTAINER_LIMITATION_MEMORY.String(),
+		Message: "Memory limit exceeded: Requested: " + strconv.FormatInt(limit/megabyte, 10) + "MB Maximum Used: " +
+			strconv.FormatInt(most/megabyte, 10) + "MB",
+		Resources: []*mesosv1.Resource{{
+			Name: &name, Type: mesosv1.Value_SCALAR.Enum(), Role: &role, Scalar: &mesosv1.Value_Scalar{Value: &mb},
+		}},
+	}
+}
+
+// Cleanup forgets the container. Its cgroup is the agent's to remove.
+func (i *Isolator) Cleanup(_ context.Context, r *isolatorv1.CleanupRequest) (*isolatorv1.CleanupResponse, error) {
+	i.mu.Lock()
+	w := i.watch
+	i.mu.Unlock()
+	if w != nil {
+		w.forget(r.GetRecord().GetContainer().GetId())
+	}
+	return &isolatorv1.CleanupResponse{}, nil
+}
+
+// follow watches one container; twice is once.
+func (i *Isolator) follow(r *isolatorv1.ContainerRecord) error {
+	g := groupOf(r)
+	if g.path("memory") == "" {
+		return nil
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.watch == nil {
+		w, err := newWatcher(func(id string, g group) { i.events.Limit(limitation(id, g)) })
+		if err != nil {
+			return err
+		}
+		i.watch = w
+	}
+	return i.watch.follow(r.GetContainer().GetId(), g)
+}
+
+// group is a container's cgroup: one folder for each controller, or one for all under the name "".
+type group map[string]string
+
+func groupOf(r *isolatorv1.ContainerRecord) group { return r.GetCgroups() }
+
+func (g group) unified() bool { return g[""] != "" }
+
+// path is the folder of a controller, or "" if it has none.
+func (g group) path(controller string) string {
+	p := g[controller]
+	if p == "" {
+		p = g[""]
+	}
+	if !strings.HasPrefix(p, "/") || strings.Contains(p, "/../") {
+		return ""
+	}
+	return p
+}
+
+// read gives a file's text; a cgroup may end at any moment, so that an error is no more than an absent figure.
+func (g group) read(controller, file string) (string, bool) {
+	dir := g.path(controller)
+	if dir == "" {
+		return "", false
+	}
+	data, err := os.ReadFile(dir + "/" + file)
+	return strings.TrimSpace(string(data)), err == nil
+}
+
+// number reads a file with one number; "max" is -1.
+func (g group) number(controller, file string) (int64, bool) {
+	text, ok := g.read(controller, file)
+	if !ok {
+		return 0, false
+	}
+	if text == "max" {
+		return -1, true
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0, false
+	}
+	if n >= math.MaxInt64/4096*4096 { // how version 1 writes no limit
+		return -1, true
+	}
+	return int64(n), true
+}
+
+// fields reads a file of "name number" lines.
+func (g group) fields(controller, file string) map[string]uint64 {
+	text, _ := g.read(controller, file)
+	m := map[string]uint64{}
+	for line := range strings.Lines(text) {
+		name, value, ok := strings.Cut(strings.TrimSpace(line), " ")
+		if n, err := strconv.ParseUint(value, 10, 64); ok && err == nil {
+			m[name] = n
+		}
+	}
+	return m
+}
+
+// memoryLimit is the hard limit in bytes, -1 for none.
+func (g group) memoryLimit() (int64, bool) {
+	if g.unified() {
+		return g.number("memory", "memory.max")
+	}
+	return g.number("memory", "memory.limit_in_bytes")
+}
+
+// memoryMost is the most memory ever used.
+func (g group) memoryMost() int64 {
+	file := "memory.max_usage_in_bytes"
+	if g.unified() {
+		file = "memory.peak"
+	}
+	n, _ := g.number("memory", file)
+	return max(n, 0)
+}
+
+// oomKills counts the processes that the kernel killed for want of memory.
+func (g group) oomKills() uint64 {
+	if g.unified() {
+		return g.fields("memory", "memory.events")["oom_kill"]
+	}
+	return g.fields("memory", "memory.oom_control")["oom_kill"]
+}
