@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -438,7 +439,7 @@ func (w *world) open(fail func(n int, ops []op) error) {
 	deps := w.deps
 	deps.Containerizer = &containers{w.host, store}
 	deps.Store = store
-	deps.Logger = slog.New(slog.NewTextHandler(testWriter{w.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	deps.Logger = w.logger()
 	deps.DialOptions = []grpc.DialOption{grpc.WithContextDialer(w.master.dial)}
 	agent, err := New(w.config, deps)
 	if err != nil {
@@ -470,6 +471,7 @@ func (w *world) start() {
 	w.open(nil)
 	w.run()
 	w.master.wait(w.t, "a registration", func() bool { return w.master.streams > before })
+	synctest.Wait() // the agent has taken it
 }
 
 func (m *controller) count() int {
@@ -680,4 +682,8 @@ func (m *controller) hello() *clusterv1.Hello {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.hellos[len(m.hellos)-1]
+}
+
+func (w *world) logger() *slog.Logger {
+	return slog.New(slog.NewTextHandler(testWriter{w.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }

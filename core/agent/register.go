@@ -253,13 +253,24 @@ func (a *Agent) fence(ctx context.Context, term uint64) error {
 	case term == have:
 		return nil
 	}
-	if err := a.store.put(ctx, []op{{bucketAgent, keyTerm, binary.BigEndian.AppendUint64(nil, term)}}); err != nil {
+	if err := a.put(ctx, []op{{bucketAgent, keyTerm, binary.BigEndian.AppendUint64(nil, term)}}); err != nil {
 		return fmt.Errorf("checkpoint term %d: %w", term, err)
 	}
 	a.mu.Lock()
 	a.term = max(a.term, term)
 	a.mu.Unlock()
 	return nil
+}
+
+// put writes ops and waits. An agent that cannot write does not go on.
+func (a *Agent) put(ctx context.Context, ops []op) error {
+	err := a.store.put(ctx, ops)
+	if err != nil && ctx.Err() == nil {
+		a.mu.Lock()
+		a.fail(fmt.Errorf("checkpoint: %w", err))
+		a.mu.Unlock()
+	}
+	return err
 }
 
 // registered takes the id the master gave, on disk before it is used, and tells the master what waits.
@@ -280,7 +291,7 @@ func (a *Agent) registered(ctx context.Context, m *masterConn, r *clusterv1.Regi
 			return fmt.Errorf("encode agent: %w", err)
 		}
 		ops := []op{{bucketAgent, keyInfo, data}, {bucketAgent, keyBoot, []byte(a.bootID)}}
-		if err := a.store.put(ctx, ops); err != nil {
+		if err := a.put(ctx, ops); err != nil {
 			return fmt.Errorf("checkpoint agent %s: %w", id, err)
 		}
 		a.mu.Lock()
