@@ -4,6 +4,8 @@
 // 	protoc        v3.21.12
 // source: mesos/oci/spec.proto
 
+// The image formats of the Open Container Initiative.
+
 package oci
 
 import (
@@ -21,6 +23,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Where a piece of an image is: its type, digest and size in bytes.
 type Descriptor struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MediaType     *string                `protobuf:"bytes,1,req,name=mediaType" json:"mediaType,omitempty"`
@@ -97,6 +100,7 @@ func (x *Descriptor) GetAnnotations() map[string]string {
 	return nil
 }
 
+// What an image runs on.
 type Platform struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Architecture  *string                `protobuf:"bytes,1,req,name=architecture" json:"architecture,omitempty"`
@@ -181,6 +185,7 @@ func (x *Platform) GetFeatures() []string {
 	return nil
 }
 
+// A descriptor of the manifest for one platform.
 type ManifestDescriptor struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MediaType     *string                `protobuf:"bytes,1,req,name=mediaType" json:"mediaType,omitempty"`
@@ -265,6 +270,7 @@ func (x *ManifestDescriptor) GetAnnotations() map[string]string {
 	return nil
 }
 
+// The manifests of an image, by platform.
 type Index struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SchemaVersion *int64                 `protobuf:"varint,1,req,name=schemaVersion" json:"schemaVersion,omitempty"`
@@ -325,6 +331,7 @@ func (x *Index) GetAnnotations() map[string]string {
 	return nil
 }
 
+// Configuration and layers of an image for one platform, the lowest layer first.
 type Manifest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SchemaVersion *int64                 `protobuf:"varint,1,req,name=schemaVersion" json:"schemaVersion,omitempty"`
@@ -393,6 +400,7 @@ func (x *Manifest) GetAnnotations() map[string]string {
 	return nil
 }
 
+// How to run an image, and how it was made.
 type Configuration struct {
 	state         protoimpl.MessageState   `protogen:"open.v1"`
 	Architecture  *string                  `protobuf:"bytes,1,req,name=architecture" json:"architecture,omitempty"`
@@ -485,10 +493,12 @@ func (x *Configuration) GetHistory() []*Configuration_History {
 	return nil
 }
 
+// Its layers.
 type Configuration_Rootfs struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Type          *string                `protobuf:"bytes,1,req,name=type" json:"type,omitempty"`
-	DiffIds       []string               `protobuf:"bytes,2,rep,name=diff_ids,json=diffIds" json:"diff_ids,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Type  *string                `protobuf:"bytes,1,req,name=type" json:"type,omitempty"`
+	// Digests of the layers uncompressed, the lowest first.
+	DiffIds       []string `protobuf:"bytes,2,rep,name=diff_ids,json=diffIds" json:"diff_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -537,6 +547,7 @@ func (x *Configuration_Rootfs) GetDiffIds() []string {
 	return nil
 }
 
+// Defaults for its containers.
 type Configuration_Config struct {
 	state         protoimpl.MessageState                 `protogen:"open.v1"`
 	User          *string                                `protobuf:"bytes,1,opt,name=User" json:"User,omitempty"`
@@ -637,13 +648,15 @@ func (x *Configuration_Config) GetLabels() map[string]string {
 	return nil
 }
 
+// How a layer was made.
 type Configuration_History struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Created       *string                `protobuf:"bytes,1,opt,name=created" json:"created,omitempty"`
-	Author        *string                `protobuf:"bytes,2,opt,name=author" json:"author,omitempty"`
-	CreatedBy     *string                `protobuf:"bytes,3,opt,name=created_by,json=createdBy" json:"created_by,omitempty"`
-	Comment       *string                `protobuf:"bytes,4,opt,name=comment" json:"comment,omitempty"`
-	EmptyLayer    *bool                  `protobuf:"varint,5,opt,name=empty_layer,json=emptyLayer" json:"empty_layer,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In RFC 3339.
+	Created       *string `protobuf:"bytes,1,opt,name=created" json:"created,omitempty"`
+	Author        *string `protobuf:"bytes,2,opt,name=author" json:"author,omitempty"`
+	CreatedBy     *string `protobuf:"bytes,3,opt,name=created_by,json=createdBy" json:"created_by,omitempty"`
+	Comment       *string `protobuf:"bytes,4,opt,name=comment" json:"comment,omitempty"`
+	EmptyLayer    *bool   `protobuf:"varint,5,opt,name=empty_layer,json=emptyLayer" json:"empty_layer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -713,6 +726,7 @@ func (x *Configuration_History) GetEmptyLayer() bool {
 	return false
 }
 
+// An object without members, as a set's elements have.
 type Configuration_Config_Empty struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields

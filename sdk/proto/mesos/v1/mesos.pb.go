@@ -4,6 +4,9 @@
 // 	protoc        v3.21.12
 // source: mesos/v1/mesos.proto
 
+// The messages that the APIs of master, agent, scheduler and executor share. Names, numbers and labels
+// are those of Apache Mesos's v1 API; the comments are ours.
+
 package mesosv1
 
 import (
@@ -21,6 +24,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// State of the driver in old client libraries; not used by the v1 API.
 type Status int32
 
 const (
@@ -83,23 +87,38 @@ func (Status) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{0}
 }
 
+// Where a task is in its life.
 type TaskState int32
 
 const (
-	TaskState_TASK_STAGING          TaskState = 6
-	TaskState_TASK_STARTING         TaskState = 0
-	TaskState_TASK_RUNNING          TaskState = 1
-	TaskState_TASK_KILLING          TaskState = 8
-	TaskState_TASK_FINISHED         TaskState = 2
-	TaskState_TASK_FAILED           TaskState = 3
-	TaskState_TASK_KILLED           TaskState = 4
-	TaskState_TASK_ERROR            TaskState = 7
-	TaskState_TASK_LOST             TaskState = 5
-	TaskState_TASK_DROPPED          TaskState = 9
-	TaskState_TASK_UNREACHABLE      TaskState = 10
-	TaskState_TASK_GONE             TaskState = 11
+	// Accepted, not started.
+	TaskState_TASK_STAGING TaskState = 6
+	// Started by its executor, not yet useful.
+	TaskState_TASK_STARTING TaskState = 0
+	TaskState_TASK_RUNNING  TaskState = 1
+	// About to end because it was asked to.
+	TaskState_TASK_KILLING TaskState = 8
+	// Ended well. Terminal.
+	TaskState_TASK_FINISHED TaskState = 2
+	// Ended badly. Terminal.
+	TaskState_TASK_FAILED TaskState = 3
+	// Ended because it was asked to. Terminal.
+	TaskState_TASK_KILLED TaskState = 4
+	// Never launched, and not worth trying again unchanged. Terminal.
+	TaskState_TASK_ERROR TaskState = 7
+	// Stands for the states below towards frameworks without PARTITION_AWARE. Terminal, or so it is
+	// said.
+	TaskState_TASK_LOST TaskState = 5
+	// Never launched, by no fault of its own. Terminal.
+	TaskState_TASK_DROPPED TaskState = 9
+	// Its agent is out of reach; it may run, and may return.
+	TaskState_TASK_UNREACHABLE TaskState = 10
+	// Its agent has come back without it. Terminal.
+	TaskState_TASK_GONE TaskState = 11
+	// An operator says that its agent is gone. It may still run.
 	TaskState_TASK_GONE_BY_OPERATOR TaskState = 12
-	TaskState_TASK_UNKNOWN          TaskState = 13
+	// The master knows neither task nor agent.
+	TaskState_TASK_UNKNOWN TaskState = 13
 )
 
 // Enum value maps for TaskState.
@@ -175,19 +194,30 @@ func (TaskState) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{1}
 }
 
+// Where an operation is in its life.
 type OperationState int32
 
 const (
-	OperationState_OPERATION_UNSUPPORTED      OperationState = 0
-	OperationState_OPERATION_PENDING          OperationState = 1
-	OperationState_OPERATION_FINISHED         OperationState = 2
-	OperationState_OPERATION_FAILED           OperationState = 3
-	OperationState_OPERATION_ERROR            OperationState = 4
-	OperationState_OPERATION_DROPPED          OperationState = 5
-	OperationState_OPERATION_UNREACHABLE      OperationState = 6
+	// The number of a state that the reader does not know.
+	OperationState_OPERATION_UNSUPPORTED OperationState = 0
+	// Not yet done.
+	OperationState_OPERATION_PENDING OperationState = 1
+	// Done. Terminal.
+	OperationState_OPERATION_FINISHED OperationState = 2
+	// Tried in vain. Terminal.
+	OperationState_OPERATION_FAILED OperationState = 3
+	// Not valid. Terminal.
+	OperationState_OPERATION_ERROR OperationState = 4
+	// Never tried. Terminal.
+	OperationState_OPERATION_DROPPED OperationState = 5
+	// Its agent or resource provider is out of reach.
+	OperationState_OPERATION_UNREACHABLE OperationState = 6
+	// An operator says that its agent or resource provider is gone. Terminal.
 	OperationState_OPERATION_GONE_BY_OPERATOR OperationState = 7
-	OperationState_OPERATION_RECOVERING       OperationState = 8
-	OperationState_OPERATION_UNKNOWN          OperationState = 9
+	// Its agent or resource provider has not come back since the master began.
+	OperationState_OPERATION_RECOVERING OperationState = 8
+	// The master knows nothing of it.
+	OperationState_OPERATION_UNKNOWN OperationState = 9
 )
 
 // Enum value maps for OperationState.
@@ -255,12 +285,14 @@ func (OperationState) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{2}
 }
 
+// How far an agent is drained.
 type DrainState int32
 
 const (
 	DrainState_UNKNOWN  DrainState = 0
 	DrainState_DRAINING DrainState = 1
-	DrainState_DRAINED  DrainState = 2
+	// Nothing runs on it.
+	DrainState_DRAINED DrainState = 2
 )
 
 // Enum value maps for DrainState.
@@ -314,12 +346,15 @@ func (DrainState) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{3}
 }
 
+// How far a machine is on its way into maintenance.
 type MachineInfo_Mode int32
 
 const (
-	MachineInfo_UP       MachineInfo_Mode = 1
+	MachineInfo_UP MachineInfo_Mode = 1
+	// In the schedule: frameworks are asked to leave.
 	MachineInfo_DRAINING MachineInfo_Mode = 2
-	MachineInfo_DOWN     MachineInfo_Mode = 3
+	// Its agents are removed and may not come back.
+	MachineInfo_DOWN MachineInfo_Mode = 3
 )
 
 // Enum value maps for MachineInfo_Mode.
@@ -373,18 +408,27 @@ func (MachineInfo_Mode) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{14, 0}
 }
 
+// The capabilities there are.
 type FrameworkInfo_Capability_Type int32
 
 const (
-	FrameworkInfo_Capability_UNKNOWN                FrameworkInfo_Capability_Type = 0
-	FrameworkInfo_Capability_REVOCABLE_RESOURCES    FrameworkInfo_Capability_Type = 1
-	FrameworkInfo_Capability_TASK_KILLING_STATE     FrameworkInfo_Capability_Type = 2
-	FrameworkInfo_Capability_GPU_RESOURCES          FrameworkInfo_Capability_Type = 3
-	FrameworkInfo_Capability_SHARED_RESOURCES       FrameworkInfo_Capability_Type = 4
-	FrameworkInfo_Capability_PARTITION_AWARE        FrameworkInfo_Capability_Type = 5
-	FrameworkInfo_Capability_MULTI_ROLE             FrameworkInfo_Capability_Type = 6
+	FrameworkInfo_Capability_UNKNOWN FrameworkInfo_Capability_Type = 0
+	// Takes resources that may be taken back at any time.
+	FrameworkInfo_Capability_REVOCABLE_RESOURCES FrameworkInfo_Capability_Type = 1
+	// Wants to hear of TASK_KILLING.
+	FrameworkInfo_Capability_TASK_KILLING_STATE FrameworkInfo_Capability_Type = 2
+	// Is offered agents that have gpus.
+	FrameworkInfo_Capability_GPU_RESOURCES FrameworkInfo_Capability_Type = 3
+	// Is offered shared volumes and may make them.
+	FrameworkInfo_Capability_SHARED_RESOURCES FrameworkInfo_Capability_Type = 4
+	// Is told what became of a task out of reach, instead of TASK_LOST.
+	FrameworkInfo_Capability_PARTITION_AWARE FrameworkInfo_Capability_Type = 5
+	// Has `roles` instead of `role`.
+	FrameworkInfo_Capability_MULTI_ROLE FrameworkInfo_Capability_Type = 6
+	// Reads reservations as the stack in `reservations`.
 	FrameworkInfo_Capability_RESERVATION_REFINEMENT FrameworkInfo_Capability_Type = 7
-	FrameworkInfo_Capability_REGION_AWARE           FrameworkInfo_Capability_Type = 8
+	// Is offered agents of other regions too.
+	FrameworkInfo_Capability_REGION_AWARE FrameworkInfo_Capability_Type = 8
 )
 
 // Enum value maps for FrameworkInfo_Capability_Type.
@@ -450,6 +494,7 @@ func (FrameworkInfo_Capability_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{15, 0, 0}
 }
 
+// Which of the messages below is meant.
 type CheckInfo_Type int32
 
 const (
@@ -512,6 +557,7 @@ func (CheckInfo_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{16, 0}
 }
 
+// Which of the messages below is meant.
 type HealthCheck_Type int32
 
 const (
@@ -574,12 +620,15 @@ func (HealthCheck_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{17, 0}
 }
 
+// Who brings the executor.
 type ExecutorInfo_Type int32
 
 const (
 	ExecutorInfo_UNKNOWN ExecutorInfo_Type = 0
+	// The agent: its built-in executor of task groups.
 	ExecutorInfo_DEFAULT ExecutorInfo_Type = 1
-	ExecutorInfo_CUSTOM  ExecutorInfo_Type = 2
+	// The framework: `command` starts it.
+	ExecutorInfo_CUSTOM ExecutorInfo_Type = 2
 )
 
 // Enum value maps for ExecutorInfo_Type.
@@ -633,6 +682,7 @@ func (ExecutorInfo_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{20, 0}
 }
 
+// The capabilities there are.
 type MasterInfo_Capability_Type int32
 
 const (
@@ -695,6 +745,7 @@ func (MasterInfo_Capability_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{22, 0, 0}
 }
 
+// The capabilities there are.
 type AgentInfo_Capability_Type int32
 
 const (
@@ -772,6 +823,7 @@ func (AgentInfo_Capability_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{23, 0, 0}
 }
 
+// Which of CSI's services the container offers.
 type CSIPluginContainerInfo_Service int32
 
 const (
@@ -831,6 +883,7 @@ func (CSIPluginContainerInfo_Service) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{24, 0}
 }
 
+// Which of the messages below is meant.
 type Value_Type int32
 
 const (
@@ -893,11 +946,14 @@ func (Value_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{28, 0}
 }
 
+// How the reservation came about.
 type Resource_ReservationInfo_Type int32
 
 const (
 	Resource_ReservationInfo_UNKNOWN Resource_ReservationInfo_Type = 0
-	Resource_ReservationInfo_STATIC  Resource_ReservationInfo_Type = 1
+	// By the agent's configuration.
+	Resource_ReservationInfo_STATIC Resource_ReservationInfo_Type = 1
+	// By a RESERVE operation or the operator API.
 	Resource_ReservationInfo_DYNAMIC Resource_ReservationInfo_Type = 2
 )
 
@@ -952,14 +1008,19 @@ func (Resource_ReservationInfo_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{30, 1, 0}
 }
 
+// What can be done with the disk.
 type Resource_DiskInfo_Source_Type int32
 
 const (
 	Resource_DiskInfo_Source_UNKNOWN Resource_DiskInfo_Source_Type = 0
-	Resource_DiskInfo_Source_PATH    Resource_DiskInfo_Source_Type = 1
-	Resource_DiskInfo_Source_MOUNT   Resource_DiskInfo_Source_Type = 2
-	Resource_DiskInfo_Source_BLOCK   Resource_DiskInfo_Source_Type = 3
-	Resource_DiskInfo_Source_RAW     Resource_DiskInfo_Source_Type = 4
+	// A folder, to be divided.
+	Resource_DiskInfo_Source_PATH Resource_DiskInfo_Source_Type = 1
+	// A file system, used as a whole.
+	Resource_DiskInfo_Source_MOUNT Resource_DiskInfo_Source_Type = 2
+	// A block device, used as a whole.
+	Resource_DiskInfo_Source_BLOCK Resource_DiskInfo_Source_Type = 3
+	// Space out of which disks can be made.
+	Resource_DiskInfo_Source_RAW Resource_DiskInfo_Source_Type = 4
 )
 
 // Enum value maps for Resource_DiskInfo_Source_Type.
@@ -1017,6 +1078,7 @@ func (Resource_DiskInfo_Source_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{30, 2, 1, 0}
 }
 
+// Which of the messages below is meant.
 type Offer_Operation_Type int32
 
 const (
@@ -1100,6 +1162,7 @@ func (Offer_Operation_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{43, 0, 0}
 }
 
+// Who made the update.
 type TaskStatus_Source int32
 
 const (
@@ -1159,27 +1222,33 @@ func (TaskStatus_Source) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{53, 0}
 }
 
+// Why, where the state alone does not tell.
 type TaskStatus_Reason int32
 
 const (
-	TaskStatus_REASON_COMMAND_EXECUTOR_FAILED          TaskStatus_Reason = 0
-	TaskStatus_REASON_CONTAINER_LAUNCH_FAILED          TaskStatus_Reason = 21
-	TaskStatus_REASON_CONTAINER_LIMITATION             TaskStatus_Reason = 19
-	TaskStatus_REASON_CONTAINER_LIMITATION_DISK        TaskStatus_Reason = 20
-	TaskStatus_REASON_CONTAINER_LIMITATION_MEMORY      TaskStatus_Reason = 8
-	TaskStatus_REASON_CONTAINER_PREEMPTED              TaskStatus_Reason = 17
-	TaskStatus_REASON_CONTAINER_UPDATE_FAILED          TaskStatus_Reason = 22
-	TaskStatus_REASON_MAX_COMPLETION_TIME_REACHED      TaskStatus_Reason = 33
-	TaskStatus_REASON_EXECUTOR_REGISTRATION_TIMEOUT    TaskStatus_Reason = 23
-	TaskStatus_REASON_EXECUTOR_REREGISTRATION_TIMEOUT  TaskStatus_Reason = 24
-	TaskStatus_REASON_EXECUTOR_TERMINATED              TaskStatus_Reason = 1
-	TaskStatus_REASON_EXECUTOR_UNREGISTERED            TaskStatus_Reason = 2
-	TaskStatus_REASON_FRAMEWORK_REMOVED                TaskStatus_Reason = 3
-	TaskStatus_REASON_GC_ERROR                         TaskStatus_Reason = 4
-	TaskStatus_REASON_INVALID_FRAMEWORKID              TaskStatus_Reason = 5
-	TaskStatus_REASON_INVALID_OFFERS                   TaskStatus_Reason = 6
-	TaskStatus_REASON_IO_SWITCHBOARD_EXITED            TaskStatus_Reason = 27
-	TaskStatus_REASON_MASTER_DISCONNECTED              TaskStatus_Reason = 7
+	// The built-in executor of command tasks failed.
+	TaskStatus_REASON_COMMAND_EXECUTOR_FAILED   TaskStatus_Reason = 0
+	TaskStatus_REASON_CONTAINER_LAUNCH_FAILED   TaskStatus_Reason = 21
+	TaskStatus_REASON_CONTAINER_LIMITATION      TaskStatus_Reason = 19
+	TaskStatus_REASON_CONTAINER_LIMITATION_DISK TaskStatus_Reason = 20
+	// It used more memory than it may.
+	TaskStatus_REASON_CONTAINER_LIMITATION_MEMORY TaskStatus_Reason = 8
+	// Its revocable resources were needed elsewhere.
+	TaskStatus_REASON_CONTAINER_PREEMPTED             TaskStatus_Reason = 17
+	TaskStatus_REASON_CONTAINER_UPDATE_FAILED         TaskStatus_Reason = 22
+	TaskStatus_REASON_MAX_COMPLETION_TIME_REACHED     TaskStatus_Reason = 33
+	TaskStatus_REASON_EXECUTOR_REGISTRATION_TIMEOUT   TaskStatus_Reason = 23
+	TaskStatus_REASON_EXECUTOR_REREGISTRATION_TIMEOUT TaskStatus_Reason = 24
+	TaskStatus_REASON_EXECUTOR_TERMINATED             TaskStatus_Reason = 1
+	TaskStatus_REASON_EXECUTOR_UNREGISTERED           TaskStatus_Reason = 2
+	TaskStatus_REASON_FRAMEWORK_REMOVED               TaskStatus_Reason = 3
+	TaskStatus_REASON_GC_ERROR                        TaskStatus_Reason = 4
+	TaskStatus_REASON_INVALID_FRAMEWORKID             TaskStatus_Reason = 5
+	// The offers were no longer valid when it was to be launched.
+	TaskStatus_REASON_INVALID_OFFERS        TaskStatus_Reason = 6
+	TaskStatus_REASON_IO_SWITCHBOARD_EXITED TaskStatus_Reason = 27
+	TaskStatus_REASON_MASTER_DISCONNECTED   TaskStatus_Reason = 7
+	// The framework asked.
 	TaskStatus_REASON_RECONCILIATION                   TaskStatus_Reason = 9
 	TaskStatus_REASON_RESOURCES_UNKNOWN                TaskStatus_Reason = 18
 	TaskStatus_REASON_AGENT_DISCONNECTED               TaskStatus_Reason = 10
@@ -1196,7 +1265,8 @@ const (
 	TaskStatus_REASON_TASK_GROUP_UNAUTHORIZED          TaskStatus_Reason = 26
 	TaskStatus_REASON_TASK_INVALID                     TaskStatus_Reason = 14
 	TaskStatus_REASON_TASK_UNAUTHORIZED                TaskStatus_Reason = 15
-	TaskStatus_REASON_TASK_UNKNOWN                     TaskStatus_Reason = 16
+	// Nobody asked knows it.
+	TaskStatus_REASON_TASK_UNKNOWN TaskStatus_Reason = 16
 )
 
 // Enum value maps for TaskStatus_Reason.
@@ -1314,12 +1384,15 @@ func (TaskStatus_Reason) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{53, 1}
 }
 
+// Where the value is.
 type Environment_Variable_Type int32
 
 const (
 	Environment_Variable_UNKNOWN Environment_Variable_Type = 0
-	Environment_Variable_VALUE   Environment_Variable_Type = 1
-	Environment_Variable_SECRET  Environment_Variable_Type = 2
+	// In `value`.
+	Environment_Variable_VALUE Environment_Variable_Type = 1
+	// In `secret`.
+	Environment_Variable_SECRET Environment_Variable_Type = 2
 )
 
 // Enum value maps for Environment_Variable_Type.
@@ -1373,6 +1446,7 @@ func (Environment_Variable_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{55, 0, 0}
 }
 
+// Which of the messages below is meant.
 type Secret_Type int32
 
 const (
@@ -1432,6 +1506,7 @@ func (Secret_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{60, 0}
 }
 
+// Which of the messages below is meant.
 type Image_Type int32
 
 const (
@@ -1488,12 +1563,15 @@ func (Image_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{63, 0}
 }
 
+// The directions.
 type MountPropagation_Mode int32
 
 const (
-	MountPropagation_UNKNOWN           MountPropagation_Mode = 0
+	MountPropagation_UNKNOWN MountPropagation_Mode = 0
+	// The container sees those of the host.
 	MountPropagation_HOST_TO_CONTAINER MountPropagation_Mode = 1
-	MountPropagation_BIDIRECTIONAL     MountPropagation_Mode = 2
+	// The host sees those of the container, too.
+	MountPropagation_BIDIRECTIONAL MountPropagation_Mode = 2
 )
 
 // Enum value maps for MountPropagation_Mode.
@@ -1547,6 +1625,7 @@ func (MountPropagation_Mode) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{64, 0}
 }
 
+// Whether the container may write.
 type Volume_Mode int32
 
 const (
@@ -1603,6 +1682,7 @@ func (Volume_Mode) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{65, 0}
 }
 
+// Which of the messages below is meant.
 type Volume_Source_Type int32
 
 const (
@@ -1671,6 +1751,7 @@ func (Volume_Source_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{65, 0, 0}
 }
 
+// Whose sandbox: the container's own, or that of the one it is nested in.
 type Volume_Source_SandboxPath_Type int32
 
 const (
@@ -1730,6 +1811,7 @@ func (Volume_Source_SandboxPath_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{65, 0, 2, 0}
 }
 
+// The ways there are.
 type Volume_Source_CSIVolume_VolumeCapability_AccessMode_Mode int32
 
 const (
@@ -1798,6 +1880,7 @@ func (Volume_Source_CSIVolume_VolumeCapability_AccessMode_Mode) EnumDescriptor()
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{65, 0, 3, 0, 1, 0}
 }
 
+// Versions of the Internet Protocol.
 type NetworkInfo_Protocol int32
 
 const (
@@ -1854,6 +1937,7 @@ func (NetworkInfo_Protocol) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{66, 0}
 }
 
+// capabilities(7), by their numbers plus 1000.
 type CapabilityInfo_Capability int32
 
 const (
@@ -2030,6 +2114,7 @@ func (CapabilityInfo_Capability) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{67, 0}
 }
 
+// Whose System V and POSIX shared memory a container sees.
 type LinuxInfo_IpcMode int32
 
 const (
@@ -2089,6 +2174,7 @@ func (LinuxInfo_IpcMode) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{69, 0}
 }
 
+// Which one.
 type RLimitInfo_RLimit_Type int32
 
 const (
@@ -2190,11 +2276,14 @@ func (RLimitInfo_RLimit_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{70, 0, 0}
 }
 
+// What runs it.
 type ContainerInfo_Type int32
 
 const (
+	// A Docker daemon.
 	ContainerInfo_DOCKER ContainerInfo_Type = 1
-	ContainerInfo_MESOS  ContainerInfo_Type = 2
+	// The agent itself.
+	ContainerInfo_MESOS ContainerInfo_Type = 2
 )
 
 // Enum value maps for ContainerInfo_Type.
@@ -2246,6 +2335,7 @@ func (ContainerInfo_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{72, 0}
 }
 
+// The daemon's kinds of network.
 type ContainerInfo_DockerInfo_Network int32
 
 const (
@@ -2308,6 +2398,7 @@ func (ContainerInfo_DockerInfo_Network) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{72, 0, 0}
 }
 
+// What a count is about.
 type CgroupInfo_Blkio_Operation int32
 
 const (
@@ -2379,6 +2470,7 @@ func (CgroupInfo_Blkio_Operation) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{74, 0, 0}
 }
 
+// Who shall find it.
 type DiscoveryInfo_Visibility int32
 
 const (
@@ -2438,6 +2530,7 @@ func (DiscoveryInfo_Visibility) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{79, 0}
 }
 
+// Names a framework for good, across failovers; chosen by the master.
 type FrameworkID struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Value         *string                `protobuf:"bytes,1,req,name=value" json:"value,omitempty"`
@@ -2482,6 +2575,7 @@ func (x *FrameworkID) GetValue() string {
 	return ""
 }
 
+// Names an offer or an inverse offer, once.
 type OfferID struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Value         *string                `protobuf:"bytes,1,req,name=value" json:"value,omitempty"`
@@ -2526,6 +2620,7 @@ func (x *OfferID) GetValue() string {
 	return ""
 }
 
+// Names an agent; a new one is given when an agent starts without its checkpoint.
 type AgentID struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Value         *string                `protobuf:"bytes,1,req,name=value" json:"value,omitempty"`
@@ -2570,9 +2665,11 @@ func (x *AgentID) GetValue() string {
 	return ""
 }
 
+// Names a task within its framework; chosen by the framework.
 type TaskID struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Value         *string                `protobuf:"bytes,1,req,name=value" json:"value,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 255 characters, without slashes or control characters.
+	Value         *string `protobuf:"bytes,1,req,name=value" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2614,6 +2711,7 @@ func (x *TaskID) GetValue() string {
 	return ""
 }
 
+// Names an executor within its framework and agent; chosen by the framework.
 type ExecutorID struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Value         *string                `protobuf:"bytes,1,req,name=value" json:"value,omitempty"`
@@ -2658,10 +2756,13 @@ func (x *ExecutorID) GetValue() string {
 	return ""
 }
 
+// Names a container on its agent.
 type ContainerID struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Value         *string                `protobuf:"bytes,1,req,name=value" json:"value,omitempty"`
-	Parent        *ContainerID           `protobuf:"bytes,2,opt,name=parent" json:"parent,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Up to 242 characters, without dots, slashes or spaces; a name among its siblings.
+	Value *string `protobuf:"bytes,1,req,name=value" json:"value,omitempty"`
+	// The container that it is nested in; unset at the top.
+	Parent        *ContainerID `protobuf:"bytes,2,opt,name=parent" json:"parent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2710,6 +2811,7 @@ func (x *ContainerID) GetParent() *ContainerID {
 	return nil
 }
 
+// Names a resource provider; chosen by the master at its first subscription.
 type ResourceProviderID struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Value         *string                `protobuf:"bytes,1,req,name=value" json:"value,omitempty"`
@@ -2754,6 +2856,7 @@ func (x *ResourceProviderID) GetValue() string {
 	return ""
 }
 
+// Names an operation of a framework that wants to hear of its outcome; chosen by the framework.
 type OperationID struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Value         *string                `protobuf:"bytes,1,req,name=value" json:"value,omitempty"`
@@ -2798,9 +2901,11 @@ func (x *OperationID) GetValue() string {
 	return ""
 }
 
+// A point in time.
 type TimeInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Nanoseconds   *int64                 `protobuf:"varint,1,req,name=nanoseconds" json:"nanoseconds,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Since the Unix epoch.
+	Nanoseconds   *int64 `protobuf:"varint,1,req,name=nanoseconds" json:"nanoseconds,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2842,6 +2947,7 @@ func (x *TimeInfo) GetNanoseconds() int64 {
 	return 0
 }
 
+// A span of time.
 type DurationInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Nanoseconds   *int64                 `protobuf:"varint,1,req,name=nanoseconds" json:"nanoseconds,omitempty"`
@@ -2886,11 +2992,13 @@ func (x *DurationInfo) GetNanoseconds() int64 {
 	return 0
 }
 
+// Where a process listens.
 type Address struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Hostname      *string                `protobuf:"bytes,1,opt,name=hostname" json:"hostname,omitempty"`
-	Ip            *string                `protobuf:"bytes,2,opt,name=ip" json:"ip,omitempty"`
-	Port          *int32                 `protobuf:"varint,3,req,name=port" json:"port,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Hostname *string                `protobuf:"bytes,1,opt,name=hostname" json:"hostname,omitempty"`
+	// In text form, IPv4 or IPv6.
+	Ip            *string `protobuf:"bytes,2,opt,name=ip" json:"ip,omitempty"`
+	Port          *int32  `protobuf:"varint,3,req,name=port" json:"port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2946,13 +3054,16 @@ func (x *Address) GetPort() int32 {
 	return 0
 }
 
+// A URL in its parts.
 type URL struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Scheme        *string                `protobuf:"bytes,1,req,name=scheme" json:"scheme,omitempty"`
-	Address       *Address               `protobuf:"bytes,2,req,name=address" json:"address,omitempty"`
-	Path          *string                `protobuf:"bytes,3,opt,name=path" json:"path,omitempty"`
-	Query         []*Parameter           `protobuf:"bytes,4,rep,name=query" json:"query,omitempty"`
-	Fragment      *string                `protobuf:"bytes,5,opt,name=fragment" json:"fragment,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in `http`, without the colon.
+	Scheme  *string  `protobuf:"bytes,1,req,name=scheme" json:"scheme,omitempty"`
+	Address *Address `protobuf:"bytes,2,req,name=address" json:"address,omitempty"`
+	// With its leading slash; `/slave(1)` for agents.
+	Path          *string      `protobuf:"bytes,3,opt,name=path" json:"path,omitempty"`
+	Query         []*Parameter `protobuf:"bytes,4,rep,name=query" json:"query,omitempty"`
+	Fragment      *string      `protobuf:"bytes,5,opt,name=fragment" json:"fragment,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3022,10 +3133,12 @@ func (x *URL) GetFragment() string {
 	return ""
 }
 
+// When a machine will be away.
 type Unavailability struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Start         *TimeInfo              `protobuf:"bytes,1,req,name=start" json:"start,omitempty"`
-	Duration      *DurationInfo          `protobuf:"bytes,2,opt,name=duration" json:"duration,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Start *TimeInfo              `protobuf:"bytes,1,req,name=start" json:"start,omitempty"`
+	// Unset means for ever.
+	Duration      *DurationInfo `protobuf:"bytes,2,opt,name=duration" json:"duration,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3074,6 +3187,7 @@ func (x *Unavailability) GetDuration() *DurationInfo {
 	return nil
 }
 
+// Names a machine by host name, address or both.
 type MachineID struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hostname      *string                `protobuf:"bytes,1,opt,name=hostname" json:"hostname,omitempty"`
@@ -3126,6 +3240,7 @@ func (x *MachineID) GetIp() string {
 	return ""
 }
 
+// A machine with its place in maintenance.
 type MachineInfo struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Id             *MachineID             `protobuf:"bytes,1,req,name=id" json:"id,omitempty"`
@@ -3186,22 +3301,32 @@ func (x *MachineInfo) GetUnavailability() *Unavailability {
 	return nil
 }
 
+// What a framework says about itself.
 type FrameworkInfo struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	User            *string                `protobuf:"bytes,1,req,name=user" json:"user,omitempty"`
-	Name            *string                `protobuf:"bytes,2,req,name=name" json:"name,omitempty"`
-	Id              *FrameworkID           `protobuf:"bytes,3,opt,name=id" json:"id,omitempty"`
-	FailoverTimeout *float64               `protobuf:"fixed64,4,opt,name=failover_timeout,json=failoverTimeout,def=0" json:"failover_timeout,omitempty"`
-	Checkpoint      *bool                  `protobuf:"varint,5,opt,name=checkpoint,def=0" json:"checkpoint,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Default user of executors and tasks.
+	User *string `protobuf:"bytes,1,req,name=user" json:"user,omitempty"`
+	Name *string `protobuf:"bytes,2,req,name=name" json:"name,omitempty"`
+	// Unset at the first subscription; afterwards what the master gave.
+	Id *FrameworkID `protobuf:"bytes,3,opt,name=id" json:"id,omitempty"`
+	// Seconds that the framework's tasks outlive its connection.
+	FailoverTimeout *float64 `protobuf:"fixed64,4,opt,name=failover_timeout,json=failoverTimeout,def=0" json:"failover_timeout,omitempty"`
+	// Whether executors and tasks survive a restart of their agent.
+	Checkpoint *bool `protobuf:"varint,5,opt,name=checkpoint,def=0" json:"checkpoint,omitempty"`
+	// The one role of a framework without MULTI_ROLE.
+	//
 	// Deprecated: Marked as deprecated in mesos/v1/mesos.proto.
-	Role          *string                     `protobuf:"bytes,6,opt,name=role,def=*" json:"role,omitempty"`
-	Roles         []string                    `protobuf:"bytes,12,rep,name=roles" json:"roles,omitempty"`
-	Hostname      *string                     `protobuf:"bytes,7,opt,name=hostname" json:"hostname,omitempty"`
-	Principal     *string                     `protobuf:"bytes,8,opt,name=principal" json:"principal,omitempty"`
-	WebuiUrl      *string                     `protobuf:"bytes,9,opt,name=webui_url,json=webuiUrl" json:"webui_url,omitempty"`
-	Capabilities  []*FrameworkInfo_Capability `protobuf:"bytes,10,rep,name=capabilities" json:"capabilities,omitempty"`
-	Labels        *Labels                     `protobuf:"bytes,11,opt,name=labels" json:"labels,omitempty"`
-	OfferFilters  map[string]*OfferFilters    `protobuf:"bytes,13,rep,name=offer_filters,json=offerFilters" json:"offer_filters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Role *string `protobuf:"bytes,6,opt,name=role,def=*" json:"role,omitempty"`
+	// The roles of a framework with MULTI_ROLE.
+	Roles    []string `protobuf:"bytes,12,rep,name=roles" json:"roles,omitempty"`
+	Hostname *string  `protobuf:"bytes,7,opt,name=hostname" json:"hostname,omitempty"`
+	// Who it is for authorization; must be who was authenticated, if anybody was.
+	Principal    *string                     `protobuf:"bytes,8,opt,name=principal" json:"principal,omitempty"`
+	WebuiUrl     *string                     `protobuf:"bytes,9,opt,name=webui_url,json=webuiUrl" json:"webui_url,omitempty"`
+	Capabilities []*FrameworkInfo_Capability `protobuf:"bytes,10,rep,name=capabilities" json:"capabilities,omitempty"`
+	Labels       *Labels                     `protobuf:"bytes,11,opt,name=labels" json:"labels,omitempty"`
+	// By role: which offers are too small to be of use.
+	OfferFilters  map[string]*OfferFilters `protobuf:"bytes,13,rep,name=offer_filters,json=offerFilters" json:"offer_filters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3335,17 +3460,21 @@ func (x *FrameworkInfo) GetOfferFilters() map[string]*OfferFilters {
 	return nil
 }
 
+// How to look at a task from time to time, without consequences.
 type CheckInfo struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Type            *CheckInfo_Type        `protobuf:"varint,1,opt,name=type,enum=mesos.v1.CheckInfo_Type" json:"type,omitempty"`
-	Command         *CheckInfo_Command     `protobuf:"bytes,2,opt,name=command" json:"command,omitempty"`
-	Http            *CheckInfo_Http        `protobuf:"bytes,3,opt,name=http" json:"http,omitempty"`
-	Tcp             *CheckInfo_Tcp         `protobuf:"bytes,7,opt,name=tcp" json:"tcp,omitempty"`
-	DelaySeconds    *float64               `protobuf:"fixed64,4,opt,name=delay_seconds,json=delaySeconds,def=15" json:"delay_seconds,omitempty"`
-	IntervalSeconds *float64               `protobuf:"fixed64,5,opt,name=interval_seconds,json=intervalSeconds,def=10" json:"interval_seconds,omitempty"`
-	TimeoutSeconds  *float64               `protobuf:"fixed64,6,opt,name=timeout_seconds,json=timeoutSeconds,def=20" json:"timeout_seconds,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Type    *CheckInfo_Type        `protobuf:"varint,1,opt,name=type,enum=mesos.v1.CheckInfo_Type" json:"type,omitempty"`
+	Command *CheckInfo_Command     `protobuf:"bytes,2,opt,name=command" json:"command,omitempty"`
+	Http    *CheckInfo_Http        `protobuf:"bytes,3,opt,name=http" json:"http,omitempty"`
+	Tcp     *CheckInfo_Tcp         `protobuf:"bytes,7,opt,name=tcp" json:"tcp,omitempty"`
+	// From the task's start to the first check.
+	DelaySeconds *float64 `protobuf:"fixed64,4,opt,name=delay_seconds,json=delaySeconds,def=15" json:"delay_seconds,omitempty"`
+	// From the end of one check to the start of the next.
+	IntervalSeconds *float64 `protobuf:"fixed64,5,opt,name=interval_seconds,json=intervalSeconds,def=10" json:"interval_seconds,omitempty"`
+	// After which a check counts as without result; 0 is never.
+	TimeoutSeconds *float64 `protobuf:"fixed64,6,opt,name=timeout_seconds,json=timeoutSeconds,def=20" json:"timeout_seconds,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 // Default values for CheckInfo fields.
@@ -3434,19 +3563,25 @@ func (x *CheckInfo) GetTimeoutSeconds() float64 {
 	return Default_CheckInfo_TimeoutSeconds
 }
 
+// How to find out whether a task is healthy; one that is not is killed.
 type HealthCheck struct {
-	state               protoimpl.MessageState     `protogen:"open.v1"`
-	DelaySeconds        *float64                   `protobuf:"fixed64,2,opt,name=delay_seconds,json=delaySeconds,def=15" json:"delay_seconds,omitempty"`
-	IntervalSeconds     *float64                   `protobuf:"fixed64,3,opt,name=interval_seconds,json=intervalSeconds,def=10" json:"interval_seconds,omitempty"`
-	TimeoutSeconds      *float64                   `protobuf:"fixed64,4,opt,name=timeout_seconds,json=timeoutSeconds,def=20" json:"timeout_seconds,omitempty"`
-	ConsecutiveFailures *uint32                    `protobuf:"varint,5,opt,name=consecutive_failures,json=consecutiveFailures,def=3" json:"consecutive_failures,omitempty"`
-	GracePeriodSeconds  *float64                   `protobuf:"fixed64,6,opt,name=grace_period_seconds,json=gracePeriodSeconds,def=10" json:"grace_period_seconds,omitempty"`
-	Type                *HealthCheck_Type          `protobuf:"varint,8,opt,name=type,enum=mesos.v1.HealthCheck_Type" json:"type,omitempty"`
-	Command             *CommandInfo               `protobuf:"bytes,7,opt,name=command" json:"command,omitempty"`
-	Http                *HealthCheck_HTTPCheckInfo `protobuf:"bytes,1,opt,name=http" json:"http,omitempty"`
-	Tcp                 *HealthCheck_TCPCheckInfo  `protobuf:"bytes,9,opt,name=tcp" json:"tcp,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From the task's start to the first check.
+	DelaySeconds *float64 `protobuf:"fixed64,2,opt,name=delay_seconds,json=delaySeconds,def=15" json:"delay_seconds,omitempty"`
+	// From the end of one check to the start of the next.
+	IntervalSeconds *float64 `protobuf:"fixed64,3,opt,name=interval_seconds,json=intervalSeconds,def=10" json:"interval_seconds,omitempty"`
+	// After which a check has failed.
+	TimeoutSeconds *float64 `protobuf:"fixed64,4,opt,name=timeout_seconds,json=timeoutSeconds,def=20" json:"timeout_seconds,omitempty"`
+	// After how many failures in a row the task is killed.
+	ConsecutiveFailures *uint32 `protobuf:"varint,5,opt,name=consecutive_failures,json=consecutiveFailures,def=3" json:"consecutive_failures,omitempty"`
+	// From the task's start; failures before it ends do not count until one check has passed.
+	GracePeriodSeconds *float64                   `protobuf:"fixed64,6,opt,name=grace_period_seconds,json=gracePeriodSeconds,def=10" json:"grace_period_seconds,omitempty"`
+	Type               *HealthCheck_Type          `protobuf:"varint,8,opt,name=type,enum=mesos.v1.HealthCheck_Type" json:"type,omitempty"`
+	Command            *CommandInfo               `protobuf:"bytes,7,opt,name=command" json:"command,omitempty"`
+	Http               *HealthCheck_HTTPCheckInfo `protobuf:"bytes,1,opt,name=http" json:"http,omitempty"`
+	Tcp                *HealthCheck_TCPCheckInfo  `protobuf:"bytes,9,opt,name=tcp" json:"tcp,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 // Default values for HealthCheck fields.
@@ -3551,9 +3686,11 @@ func (x *HealthCheck) GetTcp() *HealthCheck_TCPCheckInfo {
 	return nil
 }
 
+// How a task is killed.
 type KillPolicy struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	GracePeriod   *DurationInfo          `protobuf:"bytes,1,opt,name=grace_period,json=gracePeriod" json:"grace_period,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From SIGTERM to SIGKILL.
+	GracePeriod   *DurationInfo `protobuf:"bytes,1,opt,name=grace_period,json=gracePeriod" json:"grace_period,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3595,14 +3732,19 @@ func (x *KillPolicy) GetGracePeriod() *DurationInfo {
 	return nil
 }
 
+// What to run, with what files and environment.
 type CommandInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uris          []*CommandInfo_URI     `protobuf:"bytes,1,rep,name=uris" json:"uris,omitempty"`
-	Environment   *Environment           `protobuf:"bytes,2,opt,name=environment" json:"environment,omitempty"`
-	Shell         *bool                  `protobuf:"varint,6,opt,name=shell,def=1" json:"shell,omitempty"`
-	Value         *string                `protobuf:"bytes,3,opt,name=value" json:"value,omitempty"`
-	Arguments     []string               `protobuf:"bytes,7,rep,name=arguments" json:"arguments,omitempty"`
-	User          *string                `protobuf:"bytes,5,opt,name=user" json:"user,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Uris        []*CommandInfo_URI     `protobuf:"bytes,1,rep,name=uris" json:"uris,omitempty"`
+	Environment *Environment           `protobuf:"bytes,2,opt,name=environment" json:"environment,omitempty"`
+	// Whether `value` is a line for `sh -c`, or the path of a program.
+	Shell *bool `protobuf:"varint,6,opt,name=shell,def=1" json:"shell,omitempty"`
+	// The line or the program.
+	Value *string `protobuf:"bytes,3,opt,name=value" json:"value,omitempty"`
+	// The argument vector when `shell` is false; the first is argv[0].
+	Arguments []string `protobuf:"bytes,7,rep,name=arguments" json:"arguments,omitempty"`
+	// Overrides the framework's user.
+	User          *string `protobuf:"bytes,5,opt,name=user" json:"user,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3684,6 +3826,7 @@ func (x *CommandInfo) GetUser() string {
 	return ""
 }
 
+// The process that runs a framework's tasks on an agent.
 type ExecutorInfo struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Type        *ExecutorInfo_Type     `protobuf:"varint,15,opt,name=type,enum=mesos.v1.ExecutorInfo_Type" json:"type,omitempty"`
@@ -3691,14 +3834,17 @@ type ExecutorInfo struct {
 	FrameworkId *FrameworkID           `protobuf:"bytes,8,opt,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
 	Command     *CommandInfo           `protobuf:"bytes,7,opt,name=command" json:"command,omitempty"`
 	Container   *ContainerInfo         `protobuf:"bytes,11,opt,name=container" json:"container,omitempty"`
-	Resources   []*Resource            `protobuf:"bytes,5,rep,name=resources" json:"resources,omitempty"`
-	Name        *string                `protobuf:"bytes,9,opt,name=name" json:"name,omitempty"`
+	// For the executor itself, beside those of its tasks.
+	Resources []*Resource `protobuf:"bytes,5,rep,name=resources" json:"resources,omitempty"`
+	Name      *string     `protobuf:"bytes,9,opt,name=name" json:"name,omitempty"`
 	// Deprecated: Marked as deprecated in mesos/v1/mesos.proto.
-	Source              *string        `protobuf:"bytes,10,opt,name=source" json:"source,omitempty"`
-	Data                []byte         `protobuf:"bytes,4,opt,name=data" json:"data,omitempty"`
-	Discovery           *DiscoveryInfo `protobuf:"bytes,12,opt,name=discovery" json:"discovery,omitempty"`
-	ShutdownGracePeriod *DurationInfo  `protobuf:"bytes,13,opt,name=shutdown_grace_period,json=shutdownGracePeriod" json:"shutdown_grace_period,omitempty"`
-	Labels              *Labels        `protobuf:"bytes,14,opt,name=labels" json:"labels,omitempty"`
+	Source *string `protobuf:"bytes,10,opt,name=source" json:"source,omitempty"`
+	// For the executor, opaque.
+	Data      []byte         `protobuf:"bytes,4,opt,name=data" json:"data,omitempty"`
+	Discovery *DiscoveryInfo `protobuf:"bytes,12,opt,name=discovery" json:"discovery,omitempty"`
+	// From the SHUTDOWN event to SIGKILL.
+	ShutdownGracePeriod *DurationInfo `protobuf:"bytes,13,opt,name=shutdown_grace_period,json=shutdownGracePeriod" json:"shutdown_grace_period,omitempty"`
+	Labels              *Labels       `protobuf:"bytes,14,opt,name=labels" json:"labels,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -3818,6 +3964,7 @@ func (x *ExecutorInfo) GetLabels() *Labels {
 	return nil
 }
 
+// Where a master or agent is.
 type DomainInfo struct {
 	state         protoimpl.MessageState  `protogen:"open.v1"`
 	FaultDomain   *DomainInfo_FaultDomain `protobuf:"bytes,1,opt,name=fault_domain,json=faultDomain" json:"fault_domain,omitempty"`
@@ -3862,13 +4009,18 @@ func (x *DomainInfo) GetFaultDomain() *DomainInfo_FaultDomain {
 	return nil
 }
 
+// A master, as it announces itself.
 type MasterInfo struct {
-	state         protoimpl.MessageState   `protogen:"open.v1"`
-	Id            *string                  `protobuf:"bytes,1,req,name=id" json:"id,omitempty"`
-	Ip            *uint32                  `protobuf:"varint,2,req,name=ip" json:"ip,omitempty"`
-	Port          *uint32                  `protobuf:"varint,3,req,name=port,def=5050" json:"port,omitempty"`
-	Pid           *string                  `protobuf:"bytes,4,opt,name=pid" json:"pid,omitempty"`
-	Hostname      *string                  `protobuf:"bytes,5,opt,name=hostname" json:"hostname,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// New with each start of a master.
+	Id *string `protobuf:"bytes,1,req,name=id" json:"id,omitempty"`
+	// An IPv4 address in network byte order; `address` is the readable one.
+	Ip   *uint32 `protobuf:"varint,2,req,name=ip" json:"ip,omitempty"`
+	Port *uint32 `protobuf:"varint,3,req,name=port,def=5050" json:"port,omitempty"`
+	// As in `master@10.0.0.1:5050`.
+	Pid      *string `protobuf:"bytes,4,opt,name=pid" json:"pid,omitempty"`
+	Hostname *string `protobuf:"bytes,5,opt,name=hostname" json:"hostname,omitempty"`
+	// Dotted numbers.
 	Version       *string                  `protobuf:"bytes,6,opt,name=version" json:"version,omitempty"`
 	Address       *Address                 `protobuf:"bytes,7,opt,name=address" json:"address,omitempty"`
 	Domain        *DomainInfo              `protobuf:"bytes,8,opt,name=domain" json:"domain,omitempty"`
@@ -3975,14 +4127,17 @@ func (x *MasterInfo) GetCapabilities() []*MasterInfo_Capability {
 	return nil
 }
 
+// An agent, as it registers.
 type AgentInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Hostname      *string                `protobuf:"bytes,1,req,name=hostname" json:"hostname,omitempty"`
-	Port          *int32                 `protobuf:"varint,8,opt,name=port,def=5051" json:"port,omitempty"`
-	Resources     []*Resource            `protobuf:"bytes,3,rep,name=resources" json:"resources,omitempty"`
-	Attributes    []*Attribute           `protobuf:"bytes,5,rep,name=attributes" json:"attributes,omitempty"`
-	Id            *AgentID               `protobuf:"bytes,6,opt,name=id" json:"id,omitempty"`
-	Domain        *DomainInfo            `protobuf:"bytes,10,opt,name=domain" json:"domain,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Hostname *string                `protobuf:"bytes,1,req,name=hostname" json:"hostname,omitempty"`
+	Port     *int32                 `protobuf:"varint,8,opt,name=port,def=5051" json:"port,omitempty"`
+	// All it has, reserved or not.
+	Resources  []*Resource  `protobuf:"bytes,3,rep,name=resources" json:"resources,omitempty"`
+	Attributes []*Attribute `protobuf:"bytes,5,rep,name=attributes" json:"attributes,omitempty"`
+	// Unset until registered.
+	Id            *AgentID    `protobuf:"bytes,6,opt,name=id" json:"id,omitempty"`
+	Domain        *DomainInfo `protobuf:"bytes,10,opt,name=domain" json:"domain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4064,6 +4219,7 @@ func (x *AgentInfo) GetDomain() *DomainInfo {
 	return nil
 }
 
+// A container that runs a storage plugin.
 type CSIPluginContainerInfo struct {
 	state         protoimpl.MessageState           `protogen:"open.v1"`
 	Services      []CSIPluginContainerInfo_Service `protobuf:"varint,1,rep,name=services,enum=mesos.v1.CSIPluginContainerInfo_Service" json:"services,omitempty"`
@@ -4132,10 +4288,12 @@ func (x *CSIPluginContainerInfo) GetContainer() *ContainerInfo {
 	return nil
 }
 
+// Where a storage plugin that runs by itself listens.
 type CSIPluginEndpoint struct {
-	state         protoimpl.MessageState          `protogen:"open.v1"`
-	CsiService    *CSIPluginContainerInfo_Service `protobuf:"varint,1,req,name=csi_service,json=csiService,enum=mesos.v1.CSIPluginContainerInfo_Service" json:"csi_service,omitempty"`
-	Endpoint      *string                         `protobuf:"bytes,2,req,name=endpoint" json:"endpoint,omitempty"`
+	state      protoimpl.MessageState          `protogen:"open.v1"`
+	CsiService *CSIPluginContainerInfo_Service `protobuf:"varint,1,req,name=csi_service,json=csiService,enum=mesos.v1.CSIPluginContainerInfo_Service" json:"csi_service,omitempty"`
+	// As in `unix:///run/csi.sock`.
+	Endpoint      *string `protobuf:"bytes,2,req,name=endpoint" json:"endpoint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4184,14 +4342,19 @@ func (x *CSIPluginEndpoint) GetEndpoint() string {
 	return ""
 }
 
+// A storage plugin that speaks the Container Storage Interface.
 type CSIPluginInfo struct {
-	state            protoimpl.MessageState    `protogen:"open.v1"`
-	Type             *string                   `protobuf:"bytes,1,req,name=type" json:"type,omitempty"`
-	Name             *string                   `protobuf:"bytes,2,opt,name=name,def=default" json:"name,omitempty"`
-	Containers       []*CSIPluginContainerInfo `protobuf:"bytes,3,rep,name=containers" json:"containers,omitempty"`
-	Endpoints        []*CSIPluginEndpoint      `protobuf:"bytes,4,rep,name=endpoints" json:"endpoints,omitempty"`
-	TargetPathRoot   *string                   `protobuf:"bytes,5,opt,name=target_path_root,json=targetPathRoot" json:"target_path_root,omitempty"`
-	TargetPathExists *bool                     `protobuf:"varint,6,opt,name=target_path_exists,json=targetPathExists" json:"target_path_exists,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Reverse domain name of the plugin.
+	Type *string `protobuf:"bytes,1,req,name=type" json:"type,omitempty"`
+	// Tells apart instances of one type on an agent.
+	Name       *string                   `protobuf:"bytes,2,opt,name=name,def=default" json:"name,omitempty"`
+	Containers []*CSIPluginContainerInfo `protobuf:"bytes,3,rep,name=containers" json:"containers,omitempty"`
+	Endpoints  []*CSIPluginEndpoint      `protobuf:"bytes,4,rep,name=endpoints" json:"endpoints,omitempty"`
+	// Folder below which volumes are mounted.
+	TargetPathRoot *string `protobuf:"bytes,5,opt,name=target_path_root,json=targetPathRoot" json:"target_path_root,omitempty"`
+	// Whether the plugin wants the mount point made for it.
+	TargetPathExists *bool `protobuf:"varint,6,opt,name=target_path_exists,json=targetPathExists" json:"target_path_exists,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -4273,12 +4436,15 @@ func (x *CSIPluginInfo) GetTargetPathExists() bool {
 	return false
 }
 
+// A resource provider, as it subscribes.
 type ResourceProviderInfo struct {
-	state               protoimpl.MessageState        `protogen:"open.v1"`
-	Id                  *ResourceProviderID           `protobuf:"bytes,1,opt,name=id" json:"id,omitempty"`
-	Attributes          []*Attribute                  `protobuf:"bytes,2,rep,name=attributes" json:"attributes,omitempty"`
-	Type                *string                       `protobuf:"bytes,3,req,name=type" json:"type,omitempty"`
-	Name                *string                       `protobuf:"bytes,4,req,name=name" json:"name,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Id         *ResourceProviderID    `protobuf:"bytes,1,opt,name=id" json:"id,omitempty"`
+	Attributes []*Attribute           `protobuf:"bytes,2,rep,name=attributes" json:"attributes,omitempty"`
+	// Reverse domain name of the provider's kind.
+	Type *string `protobuf:"bytes,3,req,name=type" json:"type,omitempty"`
+	Name *string `protobuf:"bytes,4,req,name=name" json:"name,omitempty"`
+	// Put on all its resources.
 	DefaultReservations []*Resource_ReservationInfo   `protobuf:"bytes,5,rep,name=default_reservations,json=defaultReservations" json:"default_reservations,omitempty"`
 	Storage             *ResourceProviderInfo_Storage `protobuf:"bytes,6,opt,name=storage" json:"storage,omitempty"`
 	unknownFields       protoimpl.UnknownFields
@@ -4357,6 +4523,7 @@ func (x *ResourceProviderInfo) GetStorage() *ResourceProviderInfo_Storage {
 	return nil
 }
 
+// A value of one of four kinds.
 type Value struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          *Value_Type            `protobuf:"varint,1,req,name=type,enum=mesos.v1.Value_Type" json:"type,omitempty"`
@@ -4433,6 +4600,7 @@ func (x *Value) GetText() *Value_Text {
 	return nil
 }
 
+// Something an operator says about an agent, for frameworks to choose by.
 type Attribute struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          *string                `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
@@ -4517,24 +4685,31 @@ func (x *Attribute) GetText() *Value_Text {
 	return nil
 }
 
+// Some amount of a resource, with whom it is set aside for and whom it was given to.
 type Resource struct {
-	state      protoimpl.MessageState `protogen:"open.v1"`
-	ProviderId *ResourceProviderID    `protobuf:"bytes,12,opt,name=provider_id,json=providerId" json:"provider_id,omitempty"`
-	Name       *string                `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
-	Type       *Value_Type            `protobuf:"varint,2,req,name=type,enum=mesos.v1.Value_Type" json:"type,omitempty"`
-	Scalar     *Value_Scalar          `protobuf:"bytes,3,opt,name=scalar" json:"scalar,omitempty"`
-	Ranges     *Value_Ranges          `protobuf:"bytes,4,opt,name=ranges" json:"ranges,omitempty"`
-	Set        *Value_Set             `protobuf:"bytes,5,opt,name=set" json:"set,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who provides it; unset is the agent.
+	ProviderId *ResourceProviderID `protobuf:"bytes,12,opt,name=provider_id,json=providerId" json:"provider_id,omitempty"`
+	Name       *string             `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
+	Type       *Value_Type         `protobuf:"varint,2,req,name=type,enum=mesos.v1.Value_Type" json:"type,omitempty"`
+	// In cores for cpus, MiB for mem and disk.
+	Scalar *Value_Scalar `protobuf:"bytes,3,opt,name=scalar" json:"scalar,omitempty"`
+	Ranges *Value_Ranges `protobuf:"bytes,4,opt,name=ranges" json:"ranges,omitempty"`
+	Set    *Value_Set    `protobuf:"bytes,5,opt,name=set" json:"set,omitempty"`
+	// The old form of reservation; `*` is unreserved.
+	//
 	// Deprecated: Marked as deprecated in mesos/v1/mesos.proto.
-	Role           *string                     `protobuf:"bytes,6,opt,name=role,def=*" json:"role,omitempty"`
-	AllocationInfo *Resource_AllocationInfo    `protobuf:"bytes,11,opt,name=allocation_info,json=allocationInfo" json:"allocation_info,omitempty"`
-	Reservation    *Resource_ReservationInfo   `protobuf:"bytes,8,opt,name=reservation" json:"reservation,omitempty"`
-	Reservations   []*Resource_ReservationInfo `protobuf:"bytes,13,rep,name=reservations" json:"reservations,omitempty"`
-	Disk           *Resource_DiskInfo          `protobuf:"bytes,7,opt,name=disk" json:"disk,omitempty"`
-	Revocable      *Resource_RevocableInfo     `protobuf:"bytes,9,opt,name=revocable" json:"revocable,omitempty"`
-	Shared         *Resource_SharedInfo        `protobuf:"bytes,10,opt,name=shared" json:"shared,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	Role           *string                  `protobuf:"bytes,6,opt,name=role,def=*" json:"role,omitempty"`
+	AllocationInfo *Resource_AllocationInfo `protobuf:"bytes,11,opt,name=allocation_info,json=allocationInfo" json:"allocation_info,omitempty"`
+	// The old form of a dynamic reservation.
+	Reservation *Resource_ReservationInfo `protobuf:"bytes,8,opt,name=reservation" json:"reservation,omitempty"`
+	// The reservation as a stack, the widest role first; empty is unreserved.
+	Reservations  []*Resource_ReservationInfo `protobuf:"bytes,13,rep,name=reservations" json:"reservations,omitempty"`
+	Disk          *Resource_DiskInfo          `protobuf:"bytes,7,opt,name=disk" json:"disk,omitempty"`
+	Revocable     *Resource_RevocableInfo     `protobuf:"bytes,9,opt,name=revocable" json:"revocable,omitempty"`
+	Shared        *Resource_SharedInfo        `protobuf:"bytes,10,opt,name=shared" json:"shared,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 // Default values for Resource fields.
@@ -4664,18 +4839,24 @@ func (x *Resource) GetShared() *Resource_SharedInfo {
 	return nil
 }
 
+// Counters of one queueing discipline of a network interface, as tc(8) shows them.
 type TrafficControlStatistics struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            *string                `protobuf:"bytes,1,req,name=id" json:"id,omitempty"`
-	Backlog       *uint64                `protobuf:"varint,2,opt,name=backlog" json:"backlog,omitempty"`
-	Bytes         *uint64                `protobuf:"varint,3,opt,name=bytes" json:"bytes,omitempty"`
-	Drops         *uint64                `protobuf:"varint,4,opt,name=drops" json:"drops,omitempty"`
-	Overlimits    *uint64                `protobuf:"varint,5,opt,name=overlimits" json:"overlimits,omitempty"`
-	Packets       *uint64                `protobuf:"varint,6,opt,name=packets" json:"packets,omitempty"`
-	Qlen          *uint64                `protobuf:"varint,7,opt,name=qlen" json:"qlen,omitempty"`
-	Ratebps       *uint64                `protobuf:"varint,8,opt,name=ratebps" json:"ratebps,omitempty"`
-	Ratepps       *uint64                `protobuf:"varint,9,opt,name=ratepps" json:"ratepps,omitempty"`
-	Requeues      *uint64                `protobuf:"varint,10,opt,name=requeues" json:"requeues,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the queueing discipline.
+	Id *string `protobuf:"bytes,1,req,name=id" json:"id,omitempty"`
+	// Bytes in the queue.
+	Backlog    *uint64 `protobuf:"varint,2,opt,name=backlog" json:"backlog,omitempty"`
+	Bytes      *uint64 `protobuf:"varint,3,opt,name=bytes" json:"bytes,omitempty"`
+	Drops      *uint64 `protobuf:"varint,4,opt,name=drops" json:"drops,omitempty"`
+	Overlimits *uint64 `protobuf:"varint,5,opt,name=overlimits" json:"overlimits,omitempty"`
+	Packets    *uint64 `protobuf:"varint,6,opt,name=packets" json:"packets,omitempty"`
+	// Packets in the queue.
+	Qlen *uint64 `protobuf:"varint,7,opt,name=qlen" json:"qlen,omitempty"`
+	// Bytes per second.
+	Ratebps *uint64 `protobuf:"varint,8,opt,name=ratebps" json:"ratebps,omitempty"`
+	// Packets per second.
+	Ratepps       *uint64 `protobuf:"varint,9,opt,name=ratepps" json:"ratepps,omitempty"`
+	Requeues      *uint64 `protobuf:"varint,10,opt,name=requeues" json:"requeues,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4780,6 +4961,7 @@ func (x *TrafficControlStatistics) GetRequeues() uint64 {
 	return 0
 }
 
+// The Ip line of /proc/net/snmp.
 type IpStatistics struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Forwarding      *int64                 `protobuf:"varint,1,opt,name=Forwarding" json:"Forwarding,omitempty"`
@@ -4968,6 +5150,7 @@ func (x *IpStatistics) GetFragCreates() int64 {
 	return 0
 }
 
+// The Icmp line of /proc/net/snmp.
 type IcmpStatistics struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	InMsgs           *int64                 `protobuf:"varint,1,opt,name=InMsgs" json:"InMsgs,omitempty"`
@@ -5220,6 +5403,7 @@ func (x *IcmpStatistics) GetOutAddrMaskReps() int64 {
 	return 0
 }
 
+// The Tcp line of /proc/net/snmp.
 type TcpStatistics struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RtoAlgorithm  *int64                 `protobuf:"varint,1,opt,name=RtoAlgorithm" json:"RtoAlgorithm,omitempty"`
@@ -5376,6 +5560,7 @@ func (x *TcpStatistics) GetInCsumErrors() int64 {
 	return 0
 }
 
+// The Udp line of /proc/net/snmp.
 type UdpStatistics struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	InDatagrams   *int64                 `protobuf:"varint,1,opt,name=InDatagrams" json:"InDatagrams,omitempty"`
@@ -5476,6 +5661,7 @@ func (x *UdpStatistics) GetIgnoredMulti() int64 {
 	return 0
 }
 
+// /proc/net/snmp of a container's network.
 type SNMPStatistics struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	IpStats       *IpStatistics          `protobuf:"bytes,1,opt,name=ip_stats,json=ipStats" json:"ip_stats,omitempty"`
@@ -5544,6 +5730,7 @@ func (x *SNMPStatistics) GetUdpStats() *UdpStatistics {
 	return nil
 }
 
+// Use of one disk by a container.
 type DiskStatistics struct {
 	state         protoimpl.MessageState         `protogen:"open.v1"`
 	Source        *Resource_DiskInfo_Source      `protobuf:"bytes,1,opt,name=source" json:"source,omitempty"`
@@ -5612,63 +5799,83 @@ func (x *DiskStatistics) GetUsedBytes() uint64 {
 	return 0
 }
 
+// What a container uses and may use, at one time. Counters begin with the container.
 type ResourceStatistics struct {
-	state                       protoimpl.MessageState             `protogen:"open.v1"`
-	Timestamp                   *float64                           `protobuf:"fixed64,1,req,name=timestamp" json:"timestamp,omitempty"`
-	Processes                   *uint32                            `protobuf:"varint,30,opt,name=processes" json:"processes,omitempty"`
-	Threads                     *uint32                            `protobuf:"varint,31,opt,name=threads" json:"threads,omitempty"`
-	CpusUserTimeSecs            *float64                           `protobuf:"fixed64,2,opt,name=cpus_user_time_secs,json=cpusUserTimeSecs" json:"cpus_user_time_secs,omitempty"`
-	CpusSystemTimeSecs          *float64                           `protobuf:"fixed64,3,opt,name=cpus_system_time_secs,json=cpusSystemTimeSecs" json:"cpus_system_time_secs,omitempty"`
-	CpusLimit                   *float64                           `protobuf:"fixed64,4,opt,name=cpus_limit,json=cpusLimit" json:"cpus_limit,omitempty"`
-	CpusSoftLimit               *float64                           `protobuf:"fixed64,45,opt,name=cpus_soft_limit,json=cpusSoftLimit" json:"cpus_soft_limit,omitempty"`
-	CpusNrPeriods               *uint32                            `protobuf:"varint,7,opt,name=cpus_nr_periods,json=cpusNrPeriods" json:"cpus_nr_periods,omitempty"`
-	CpusNrThrottled             *uint32                            `protobuf:"varint,8,opt,name=cpus_nr_throttled,json=cpusNrThrottled" json:"cpus_nr_throttled,omitempty"`
-	CpusThrottledTimeSecs       *float64                           `protobuf:"fixed64,9,opt,name=cpus_throttled_time_secs,json=cpusThrottledTimeSecs" json:"cpus_throttled_time_secs,omitempty"`
-	MemTotalBytes               *uint64                            `protobuf:"varint,36,opt,name=mem_total_bytes,json=memTotalBytes" json:"mem_total_bytes,omitempty"`
-	MemTotalMemswBytes          *uint64                            `protobuf:"varint,37,opt,name=mem_total_memsw_bytes,json=memTotalMemswBytes" json:"mem_total_memsw_bytes,omitempty"`
-	MemKmemUsageBytes           *uint64                            `protobuf:"varint,52,opt,name=mem_kmem_usage_bytes,json=memKmemUsageBytes" json:"mem_kmem_usage_bytes,omitempty"`
-	MemKmemTcpUsageBytes        *uint64                            `protobuf:"varint,53,opt,name=mem_kmem_tcp_usage_bytes,json=memKmemTcpUsageBytes" json:"mem_kmem_tcp_usage_bytes,omitempty"`
-	MemLimitBytes               *uint64                            `protobuf:"varint,6,opt,name=mem_limit_bytes,json=memLimitBytes" json:"mem_limit_bytes,omitempty"`
-	MemSoftLimitBytes           *uint64                            `protobuf:"varint,38,opt,name=mem_soft_limit_bytes,json=memSoftLimitBytes" json:"mem_soft_limit_bytes,omitempty"`
-	MemFileBytes                *uint64                            `protobuf:"varint,10,opt,name=mem_file_bytes,json=memFileBytes" json:"mem_file_bytes,omitempty"`
-	MemAnonBytes                *uint64                            `protobuf:"varint,11,opt,name=mem_anon_bytes,json=memAnonBytes" json:"mem_anon_bytes,omitempty"`
-	MemCacheBytes               *uint64                            `protobuf:"varint,39,opt,name=mem_cache_bytes,json=memCacheBytes" json:"mem_cache_bytes,omitempty"`
-	MemRssBytes                 *uint64                            `protobuf:"varint,5,opt,name=mem_rss_bytes,json=memRssBytes" json:"mem_rss_bytes,omitempty"`
-	MemMappedFileBytes          *uint64                            `protobuf:"varint,12,opt,name=mem_mapped_file_bytes,json=memMappedFileBytes" json:"mem_mapped_file_bytes,omitempty"`
-	MemSwapBytes                *uint64                            `protobuf:"varint,40,opt,name=mem_swap_bytes,json=memSwapBytes" json:"mem_swap_bytes,omitempty"`
-	MemUnevictableBytes         *uint64                            `protobuf:"varint,41,opt,name=mem_unevictable_bytes,json=memUnevictableBytes" json:"mem_unevictable_bytes,omitempty"`
-	MemLowPressureCounter       *uint64                            `protobuf:"varint,32,opt,name=mem_low_pressure_counter,json=memLowPressureCounter" json:"mem_low_pressure_counter,omitempty"`
-	MemMediumPressureCounter    *uint64                            `protobuf:"varint,33,opt,name=mem_medium_pressure_counter,json=memMediumPressureCounter" json:"mem_medium_pressure_counter,omitempty"`
-	MemCriticalPressureCounter  *uint64                            `protobuf:"varint,34,opt,name=mem_critical_pressure_counter,json=memCriticalPressureCounter" json:"mem_critical_pressure_counter,omitempty"`
-	DiskLimitBytes              *uint64                            `protobuf:"varint,26,opt,name=disk_limit_bytes,json=diskLimitBytes" json:"disk_limit_bytes,omitempty"`
-	DiskUsedBytes               *uint64                            `protobuf:"varint,27,opt,name=disk_used_bytes,json=diskUsedBytes" json:"disk_used_bytes,omitempty"`
-	DiskStatistics              []*DiskStatistics                  `protobuf:"bytes,43,rep,name=disk_statistics,json=diskStatistics" json:"disk_statistics,omitempty"`
-	BlkioStatistics             *CgroupInfo_Blkio_Statistics       `protobuf:"bytes,44,opt,name=blkio_statistics,json=blkioStatistics" json:"blkio_statistics,omitempty"`
-	Perf                        *PerfStatistics                    `protobuf:"bytes,13,opt,name=perf" json:"perf,omitempty"`
-	NetRxPackets                *uint64                            `protobuf:"varint,14,opt,name=net_rx_packets,json=netRxPackets" json:"net_rx_packets,omitempty"`
-	NetRxBytes                  *uint64                            `protobuf:"varint,15,opt,name=net_rx_bytes,json=netRxBytes" json:"net_rx_bytes,omitempty"`
-	NetRxErrors                 *uint64                            `protobuf:"varint,16,opt,name=net_rx_errors,json=netRxErrors" json:"net_rx_errors,omitempty"`
-	NetRxDropped                *uint64                            `protobuf:"varint,17,opt,name=net_rx_dropped,json=netRxDropped" json:"net_rx_dropped,omitempty"`
-	NetTxPackets                *uint64                            `protobuf:"varint,18,opt,name=net_tx_packets,json=netTxPackets" json:"net_tx_packets,omitempty"`
-	NetTxBytes                  *uint64                            `protobuf:"varint,19,opt,name=net_tx_bytes,json=netTxBytes" json:"net_tx_bytes,omitempty"`
-	NetTxErrors                 *uint64                            `protobuf:"varint,20,opt,name=net_tx_errors,json=netTxErrors" json:"net_tx_errors,omitempty"`
-	NetTxDropped                *uint64                            `protobuf:"varint,21,opt,name=net_tx_dropped,json=netTxDropped" json:"net_tx_dropped,omitempty"`
-	NetTxRateLimit              *uint64                            `protobuf:"varint,46,opt,name=net_tx_rate_limit,json=netTxRateLimit" json:"net_tx_rate_limit,omitempty"`
-	NetTxBurstRateLimit         *uint64                            `protobuf:"varint,47,opt,name=net_tx_burst_rate_limit,json=netTxBurstRateLimit" json:"net_tx_burst_rate_limit,omitempty"`
-	NetTxBurstSize              *uint64                            `protobuf:"varint,48,opt,name=net_tx_burst_size,json=netTxBurstSize" json:"net_tx_burst_size,omitempty"`
-	NetRxRateLimit              *uint64                            `protobuf:"varint,49,opt,name=net_rx_rate_limit,json=netRxRateLimit" json:"net_rx_rate_limit,omitempty"`
-	NetRxBurstRateLimit         *uint64                            `protobuf:"varint,50,opt,name=net_rx_burst_rate_limit,json=netRxBurstRateLimit" json:"net_rx_burst_rate_limit,omitempty"`
-	NetRxBurstSize              *uint64                            `protobuf:"varint,51,opt,name=net_rx_burst_size,json=netRxBurstSize" json:"net_rx_burst_size,omitempty"`
-	NetRateStatistics           *ResourceStatistics_RateStatistics `protobuf:"bytes,54,opt,name=net_rate_statistics,json=netRateStatistics" json:"net_rate_statistics,omitempty"`
-	NetEphemeralPorts           *Value_Range                       `protobuf:"bytes,55,opt,name=net_ephemeral_ports,json=netEphemeralPorts" json:"net_ephemeral_ports,omitempty"`
-	NetTcpRttMicrosecsP50       *float64                           `protobuf:"fixed64,22,opt,name=net_tcp_rtt_microsecs_p50,json=netTcpRttMicrosecsP50" json:"net_tcp_rtt_microsecs_p50,omitempty"`
-	NetTcpRttMicrosecsP90       *float64                           `protobuf:"fixed64,23,opt,name=net_tcp_rtt_microsecs_p90,json=netTcpRttMicrosecsP90" json:"net_tcp_rtt_microsecs_p90,omitempty"`
-	NetTcpRttMicrosecsP95       *float64                           `protobuf:"fixed64,24,opt,name=net_tcp_rtt_microsecs_p95,json=netTcpRttMicrosecsP95" json:"net_tcp_rtt_microsecs_p95,omitempty"`
-	NetTcpRttMicrosecsP99       *float64                           `protobuf:"fixed64,25,opt,name=net_tcp_rtt_microsecs_p99,json=netTcpRttMicrosecsP99" json:"net_tcp_rtt_microsecs_p99,omitempty"`
-	NetTcpActiveConnections     *float64                           `protobuf:"fixed64,28,opt,name=net_tcp_active_connections,json=netTcpActiveConnections" json:"net_tcp_active_connections,omitempty"`
-	NetTcpTimeWaitConnections   *float64                           `protobuf:"fixed64,29,opt,name=net_tcp_time_wait_connections,json=netTcpTimeWaitConnections" json:"net_tcp_time_wait_connections,omitempty"`
-	NetTrafficControlStatistics []*TrafficControlStatistics        `protobuf:"bytes,35,rep,name=net_traffic_control_statistics,json=netTrafficControlStatistics" json:"net_traffic_control_statistics,omitempty"`
-	NetSnmpStatistics           *SNMPStatistics                    `protobuf:"bytes,42,opt,name=net_snmp_statistics,json=netSnmpStatistics" json:"net_snmp_statistics,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Seconds since the Unix epoch.
+	Timestamp          *float64 `protobuf:"fixed64,1,req,name=timestamp" json:"timestamp,omitempty"`
+	Processes          *uint32  `protobuf:"varint,30,opt,name=processes" json:"processes,omitempty"`
+	Threads            *uint32  `protobuf:"varint,31,opt,name=threads" json:"threads,omitempty"`
+	CpusUserTimeSecs   *float64 `protobuf:"fixed64,2,opt,name=cpus_user_time_secs,json=cpusUserTimeSecs" json:"cpus_user_time_secs,omitempty"`
+	CpusSystemTimeSecs *float64 `protobuf:"fixed64,3,opt,name=cpus_system_time_secs,json=cpusSystemTimeSecs" json:"cpus_system_time_secs,omitempty"`
+	// In cores: what it cannot exceed.
+	CpusLimit *float64 `protobuf:"fixed64,4,opt,name=cpus_limit,json=cpusLimit" json:"cpus_limit,omitempty"`
+	// In cores: what it has a right to.
+	CpusSoftLimit *float64 `protobuf:"fixed64,45,opt,name=cpus_soft_limit,json=cpusSoftLimit" json:"cpus_soft_limit,omitempty"`
+	// Scheduling periods in which it wanted to run.
+	CpusNrPeriods *uint32 `protobuf:"varint,7,opt,name=cpus_nr_periods,json=cpusNrPeriods" json:"cpus_nr_periods,omitempty"`
+	// Of these, those in which it was held back.
+	CpusNrThrottled       *uint32  `protobuf:"varint,8,opt,name=cpus_nr_throttled,json=cpusNrThrottled" json:"cpus_nr_throttled,omitempty"`
+	CpusThrottledTimeSecs *float64 `protobuf:"fixed64,9,opt,name=cpus_throttled_time_secs,json=cpusThrottledTimeSecs" json:"cpus_throttled_time_secs,omitempty"`
+	// All memory charged to it.
+	MemTotalBytes *uint64 `protobuf:"varint,36,opt,name=mem_total_bytes,json=memTotalBytes" json:"mem_total_bytes,omitempty"`
+	// The same with swap.
+	MemTotalMemswBytes   *uint64 `protobuf:"varint,37,opt,name=mem_total_memsw_bytes,json=memTotalMemswBytes" json:"mem_total_memsw_bytes,omitempty"`
+	MemKmemUsageBytes    *uint64 `protobuf:"varint,52,opt,name=mem_kmem_usage_bytes,json=memKmemUsageBytes" json:"mem_kmem_usage_bytes,omitempty"`
+	MemKmemTcpUsageBytes *uint64 `protobuf:"varint,53,opt,name=mem_kmem_tcp_usage_bytes,json=memKmemTcpUsageBytes" json:"mem_kmem_tcp_usage_bytes,omitempty"`
+	MemLimitBytes        *uint64 `protobuf:"varint,6,opt,name=mem_limit_bytes,json=memLimitBytes" json:"mem_limit_bytes,omitempty"`
+	MemSoftLimitBytes    *uint64 `protobuf:"varint,38,opt,name=mem_soft_limit_bytes,json=memSoftLimitBytes" json:"mem_soft_limit_bytes,omitempty"`
+	// The old name of mem_cache_bytes.
+	MemFileBytes *uint64 `protobuf:"varint,10,opt,name=mem_file_bytes,json=memFileBytes" json:"mem_file_bytes,omitempty"`
+	// The old name of mem_rss_bytes.
+	MemAnonBytes *uint64 `protobuf:"varint,11,opt,name=mem_anon_bytes,json=memAnonBytes" json:"mem_anon_bytes,omitempty"`
+	// Pages of files.
+	MemCacheBytes *uint64 `protobuf:"varint,39,opt,name=mem_cache_bytes,json=memCacheBytes" json:"mem_cache_bytes,omitempty"`
+	// Pages of no file.
+	MemRssBytes         *uint64 `protobuf:"varint,5,opt,name=mem_rss_bytes,json=memRssBytes" json:"mem_rss_bytes,omitempty"`
+	MemMappedFileBytes  *uint64 `protobuf:"varint,12,opt,name=mem_mapped_file_bytes,json=memMappedFileBytes" json:"mem_mapped_file_bytes,omitempty"`
+	MemSwapBytes        *uint64 `protobuf:"varint,40,opt,name=mem_swap_bytes,json=memSwapBytes" json:"mem_swap_bytes,omitempty"`
+	MemUnevictableBytes *uint64 `protobuf:"varint,41,opt,name=mem_unevictable_bytes,json=memUnevictableBytes" json:"mem_unevictable_bytes,omitempty"`
+	// How often the kernel reported that level of memory pressure.
+	MemLowPressureCounter      *uint64                      `protobuf:"varint,32,opt,name=mem_low_pressure_counter,json=memLowPressureCounter" json:"mem_low_pressure_counter,omitempty"`
+	MemMediumPressureCounter   *uint64                      `protobuf:"varint,33,opt,name=mem_medium_pressure_counter,json=memMediumPressureCounter" json:"mem_medium_pressure_counter,omitempty"`
+	MemCriticalPressureCounter *uint64                      `protobuf:"varint,34,opt,name=mem_critical_pressure_counter,json=memCriticalPressureCounter" json:"mem_critical_pressure_counter,omitempty"`
+	DiskLimitBytes             *uint64                      `protobuf:"varint,26,opt,name=disk_limit_bytes,json=diskLimitBytes" json:"disk_limit_bytes,omitempty"`
+	DiskUsedBytes              *uint64                      `protobuf:"varint,27,opt,name=disk_used_bytes,json=diskUsedBytes" json:"disk_used_bytes,omitempty"`
+	DiskStatistics             []*DiskStatistics            `protobuf:"bytes,43,rep,name=disk_statistics,json=diskStatistics" json:"disk_statistics,omitempty"`
+	BlkioStatistics            *CgroupInfo_Blkio_Statistics `protobuf:"bytes,44,opt,name=blkio_statistics,json=blkioStatistics" json:"blkio_statistics,omitempty"`
+	Perf                       *PerfStatistics              `protobuf:"bytes,13,opt,name=perf" json:"perf,omitempty"`
+	NetRxPackets               *uint64                      `protobuf:"varint,14,opt,name=net_rx_packets,json=netRxPackets" json:"net_rx_packets,omitempty"`
+	NetRxBytes                 *uint64                      `protobuf:"varint,15,opt,name=net_rx_bytes,json=netRxBytes" json:"net_rx_bytes,omitempty"`
+	NetRxErrors                *uint64                      `protobuf:"varint,16,opt,name=net_rx_errors,json=netRxErrors" json:"net_rx_errors,omitempty"`
+	NetRxDropped               *uint64                      `protobuf:"varint,17,opt,name=net_rx_dropped,json=netRxDropped" json:"net_rx_dropped,omitempty"`
+	NetTxPackets               *uint64                      `protobuf:"varint,18,opt,name=net_tx_packets,json=netTxPackets" json:"net_tx_packets,omitempty"`
+	NetTxBytes                 *uint64                      `protobuf:"varint,19,opt,name=net_tx_bytes,json=netTxBytes" json:"net_tx_bytes,omitempty"`
+	NetTxErrors                *uint64                      `protobuf:"varint,20,opt,name=net_tx_errors,json=netTxErrors" json:"net_tx_errors,omitempty"`
+	NetTxDropped               *uint64                      `protobuf:"varint,21,opt,name=net_tx_dropped,json=netTxDropped" json:"net_tx_dropped,omitempty"`
+	// Bytes per second.
+	NetTxRateLimit *uint64 `protobuf:"varint,46,opt,name=net_tx_rate_limit,json=netTxRateLimit" json:"net_tx_rate_limit,omitempty"`
+	// Bytes per second.
+	NetTxBurstRateLimit *uint64 `protobuf:"varint,47,opt,name=net_tx_burst_rate_limit,json=netTxBurstRateLimit" json:"net_tx_burst_rate_limit,omitempty"`
+	// Bytes.
+	NetTxBurstSize *uint64 `protobuf:"varint,48,opt,name=net_tx_burst_size,json=netTxBurstSize" json:"net_tx_burst_size,omitempty"`
+	// Bytes per second.
+	NetRxRateLimit *uint64 `protobuf:"varint,49,opt,name=net_rx_rate_limit,json=netRxRateLimit" json:"net_rx_rate_limit,omitempty"`
+	// Bytes per second.
+	NetRxBurstRateLimit *uint64 `protobuf:"varint,50,opt,name=net_rx_burst_rate_limit,json=netRxBurstRateLimit" json:"net_rx_burst_rate_limit,omitempty"`
+	// Bytes.
+	NetRxBurstSize    *uint64                            `protobuf:"varint,51,opt,name=net_rx_burst_size,json=netRxBurstSize" json:"net_rx_burst_size,omitempty"`
+	NetRateStatistics *ResourceStatistics_RateStatistics `protobuf:"bytes,54,opt,name=net_rate_statistics,json=netRateStatistics" json:"net_rate_statistics,omitempty"`
+	// The local ports that its connections come from.
+	NetEphemeralPorts           *Value_Range                `protobuf:"bytes,55,opt,name=net_ephemeral_ports,json=netEphemeralPorts" json:"net_ephemeral_ports,omitempty"`
+	NetTcpRttMicrosecsP50       *float64                    `protobuf:"fixed64,22,opt,name=net_tcp_rtt_microsecs_p50,json=netTcpRttMicrosecsP50" json:"net_tcp_rtt_microsecs_p50,omitempty"`
+	NetTcpRttMicrosecsP90       *float64                    `protobuf:"fixed64,23,opt,name=net_tcp_rtt_microsecs_p90,json=netTcpRttMicrosecsP90" json:"net_tcp_rtt_microsecs_p90,omitempty"`
+	NetTcpRttMicrosecsP95       *float64                    `protobuf:"fixed64,24,opt,name=net_tcp_rtt_microsecs_p95,json=netTcpRttMicrosecsP95" json:"net_tcp_rtt_microsecs_p95,omitempty"`
+	NetTcpRttMicrosecsP99       *float64                    `protobuf:"fixed64,25,opt,name=net_tcp_rtt_microsecs_p99,json=netTcpRttMicrosecsP99" json:"net_tcp_rtt_microsecs_p99,omitempty"`
+	NetTcpActiveConnections     *float64                    `protobuf:"fixed64,28,opt,name=net_tcp_active_connections,json=netTcpActiveConnections" json:"net_tcp_active_connections,omitempty"`
+	NetTcpTimeWaitConnections   *float64                    `protobuf:"fixed64,29,opt,name=net_tcp_time_wait_connections,json=netTcpTimeWaitConnections" json:"net_tcp_time_wait_connections,omitempty"`
+	NetTrafficControlStatistics []*TrafficControlStatistics `protobuf:"bytes,35,rep,name=net_traffic_control_statistics,json=netTrafficControlStatistics" json:"net_traffic_control_statistics,omitempty"`
+	NetSnmpStatistics           *SNMPStatistics             `protobuf:"bytes,42,opt,name=net_snmp_statistics,json=netSnmpStatistics" json:"net_snmp_statistics,omitempty"`
 	unknownFields               protoimpl.UnknownFields
 	sizeCache                   protoimpl.SizeCache
 }
@@ -6088,10 +6295,12 @@ func (x *ResourceStatistics) GetNetSnmpStatistics() *SNMPStatistics {
 	return nil
 }
 
+// What the executors of an agent use, for estimators of what can be lent.
 type ResourceUsage struct {
-	state         protoimpl.MessageState    `protogen:"open.v1"`
-	Executors     []*ResourceUsage_Executor `protobuf:"bytes,1,rep,name=executors" json:"executors,omitempty"`
-	Total         []*Resource               `protobuf:"bytes,2,rep,name=total" json:"total,omitempty"`
+	state     protoimpl.MessageState    `protogen:"open.v1"`
+	Executors []*ResourceUsage_Executor `protobuf:"bytes,1,rep,name=executors" json:"executors,omitempty"`
+	// All the agent has.
+	Total         []*Resource `protobuf:"bytes,2,rep,name=total" json:"total,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6140,61 +6349,66 @@ func (x *ResourceUsage) GetTotal() []*Resource {
 	return nil
 }
 
+// Events counted by perf(1) over a span of time.
 type PerfStatistics struct {
-	state                  protoimpl.MessageState `protogen:"open.v1"`
-	Timestamp              *float64               `protobuf:"fixed64,1,req,name=timestamp" json:"timestamp,omitempty"`
-	Duration               *float64               `protobuf:"fixed64,2,req,name=duration" json:"duration,omitempty"`
-	Cycles                 *uint64                `protobuf:"varint,3,opt,name=cycles" json:"cycles,omitempty"`
-	StalledCyclesFrontend  *uint64                `protobuf:"varint,4,opt,name=stalled_cycles_frontend,json=stalledCyclesFrontend" json:"stalled_cycles_frontend,omitempty"`
-	StalledCyclesBackend   *uint64                `protobuf:"varint,5,opt,name=stalled_cycles_backend,json=stalledCyclesBackend" json:"stalled_cycles_backend,omitempty"`
-	Instructions           *uint64                `protobuf:"varint,6,opt,name=instructions" json:"instructions,omitempty"`
-	CacheReferences        *uint64                `protobuf:"varint,7,opt,name=cache_references,json=cacheReferences" json:"cache_references,omitempty"`
-	CacheMisses            *uint64                `protobuf:"varint,8,opt,name=cache_misses,json=cacheMisses" json:"cache_misses,omitempty"`
-	Branches               *uint64                `protobuf:"varint,9,opt,name=branches" json:"branches,omitempty"`
-	BranchMisses           *uint64                `protobuf:"varint,10,opt,name=branch_misses,json=branchMisses" json:"branch_misses,omitempty"`
-	BusCycles              *uint64                `protobuf:"varint,11,opt,name=bus_cycles,json=busCycles" json:"bus_cycles,omitempty"`
-	RefCycles              *uint64                `protobuf:"varint,12,opt,name=ref_cycles,json=refCycles" json:"ref_cycles,omitempty"`
-	CpuClock               *float64               `protobuf:"fixed64,13,opt,name=cpu_clock,json=cpuClock" json:"cpu_clock,omitempty"`
-	TaskClock              *float64               `protobuf:"fixed64,14,opt,name=task_clock,json=taskClock" json:"task_clock,omitempty"`
-	PageFaults             *uint64                `protobuf:"varint,15,opt,name=page_faults,json=pageFaults" json:"page_faults,omitempty"`
-	MinorFaults            *uint64                `protobuf:"varint,16,opt,name=minor_faults,json=minorFaults" json:"minor_faults,omitempty"`
-	MajorFaults            *uint64                `protobuf:"varint,17,opt,name=major_faults,json=majorFaults" json:"major_faults,omitempty"`
-	ContextSwitches        *uint64                `protobuf:"varint,18,opt,name=context_switches,json=contextSwitches" json:"context_switches,omitempty"`
-	CpuMigrations          *uint64                `protobuf:"varint,19,opt,name=cpu_migrations,json=cpuMigrations" json:"cpu_migrations,omitempty"`
-	AlignmentFaults        *uint64                `protobuf:"varint,20,opt,name=alignment_faults,json=alignmentFaults" json:"alignment_faults,omitempty"`
-	EmulationFaults        *uint64                `protobuf:"varint,21,opt,name=emulation_faults,json=emulationFaults" json:"emulation_faults,omitempty"`
-	L1DcacheLoads          *uint64                `protobuf:"varint,22,opt,name=l1_dcache_loads,json=l1DcacheLoads" json:"l1_dcache_loads,omitempty"`
-	L1DcacheLoadMisses     *uint64                `protobuf:"varint,23,opt,name=l1_dcache_load_misses,json=l1DcacheLoadMisses" json:"l1_dcache_load_misses,omitempty"`
-	L1DcacheStores         *uint64                `protobuf:"varint,24,opt,name=l1_dcache_stores,json=l1DcacheStores" json:"l1_dcache_stores,omitempty"`
-	L1DcacheStoreMisses    *uint64                `protobuf:"varint,25,opt,name=l1_dcache_store_misses,json=l1DcacheStoreMisses" json:"l1_dcache_store_misses,omitempty"`
-	L1DcachePrefetches     *uint64                `protobuf:"varint,26,opt,name=l1_dcache_prefetches,json=l1DcachePrefetches" json:"l1_dcache_prefetches,omitempty"`
-	L1DcachePrefetchMisses *uint64                `protobuf:"varint,27,opt,name=l1_dcache_prefetch_misses,json=l1DcachePrefetchMisses" json:"l1_dcache_prefetch_misses,omitempty"`
-	L1IcacheLoads          *uint64                `protobuf:"varint,28,opt,name=l1_icache_loads,json=l1IcacheLoads" json:"l1_icache_loads,omitempty"`
-	L1IcacheLoadMisses     *uint64                `protobuf:"varint,29,opt,name=l1_icache_load_misses,json=l1IcacheLoadMisses" json:"l1_icache_load_misses,omitempty"`
-	L1IcachePrefetches     *uint64                `protobuf:"varint,30,opt,name=l1_icache_prefetches,json=l1IcachePrefetches" json:"l1_icache_prefetches,omitempty"`
-	L1IcachePrefetchMisses *uint64                `protobuf:"varint,31,opt,name=l1_icache_prefetch_misses,json=l1IcachePrefetchMisses" json:"l1_icache_prefetch_misses,omitempty"`
-	LlcLoads               *uint64                `protobuf:"varint,32,opt,name=llc_loads,json=llcLoads" json:"llc_loads,omitempty"`
-	LlcLoadMisses          *uint64                `protobuf:"varint,33,opt,name=llc_load_misses,json=llcLoadMisses" json:"llc_load_misses,omitempty"`
-	LlcStores              *uint64                `protobuf:"varint,34,opt,name=llc_stores,json=llcStores" json:"llc_stores,omitempty"`
-	LlcStoreMisses         *uint64                `protobuf:"varint,35,opt,name=llc_store_misses,json=llcStoreMisses" json:"llc_store_misses,omitempty"`
-	LlcPrefetches          *uint64                `protobuf:"varint,36,opt,name=llc_prefetches,json=llcPrefetches" json:"llc_prefetches,omitempty"`
-	LlcPrefetchMisses      *uint64                `protobuf:"varint,37,opt,name=llc_prefetch_misses,json=llcPrefetchMisses" json:"llc_prefetch_misses,omitempty"`
-	DtlbLoads              *uint64                `protobuf:"varint,38,opt,name=dtlb_loads,json=dtlbLoads" json:"dtlb_loads,omitempty"`
-	DtlbLoadMisses         *uint64                `protobuf:"varint,39,opt,name=dtlb_load_misses,json=dtlbLoadMisses" json:"dtlb_load_misses,omitempty"`
-	DtlbStores             *uint64                `protobuf:"varint,40,opt,name=dtlb_stores,json=dtlbStores" json:"dtlb_stores,omitempty"`
-	DtlbStoreMisses        *uint64                `protobuf:"varint,41,opt,name=dtlb_store_misses,json=dtlbStoreMisses" json:"dtlb_store_misses,omitempty"`
-	DtlbPrefetches         *uint64                `protobuf:"varint,42,opt,name=dtlb_prefetches,json=dtlbPrefetches" json:"dtlb_prefetches,omitempty"`
-	DtlbPrefetchMisses     *uint64                `protobuf:"varint,43,opt,name=dtlb_prefetch_misses,json=dtlbPrefetchMisses" json:"dtlb_prefetch_misses,omitempty"`
-	ItlbLoads              *uint64                `protobuf:"varint,44,opt,name=itlb_loads,json=itlbLoads" json:"itlb_loads,omitempty"`
-	ItlbLoadMisses         *uint64                `protobuf:"varint,45,opt,name=itlb_load_misses,json=itlbLoadMisses" json:"itlb_load_misses,omitempty"`
-	BranchLoads            *uint64                `protobuf:"varint,46,opt,name=branch_loads,json=branchLoads" json:"branch_loads,omitempty"`
-	BranchLoadMisses       *uint64                `protobuf:"varint,47,opt,name=branch_load_misses,json=branchLoadMisses" json:"branch_load_misses,omitempty"`
-	NodeLoads              *uint64                `protobuf:"varint,48,opt,name=node_loads,json=nodeLoads" json:"node_loads,omitempty"`
-	NodeLoadMisses         *uint64                `protobuf:"varint,49,opt,name=node_load_misses,json=nodeLoadMisses" json:"node_load_misses,omitempty"`
-	NodeStores             *uint64                `protobuf:"varint,50,opt,name=node_stores,json=nodeStores" json:"node_stores,omitempty"`
-	NodeStoreMisses        *uint64                `protobuf:"varint,51,opt,name=node_store_misses,json=nodeStoreMisses" json:"node_store_misses,omitempty"`
-	NodePrefetches         *uint64                `protobuf:"varint,52,opt,name=node_prefetches,json=nodePrefetches" json:"node_prefetches,omitempty"`
-	NodePrefetchMisses     *uint64                `protobuf:"varint,53,opt,name=node_prefetch_misses,json=nodePrefetchMisses" json:"node_prefetch_misses,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When counting began, in seconds since the Unix epoch.
+	Timestamp *float64 `protobuf:"fixed64,1,req,name=timestamp" json:"timestamp,omitempty"`
+	// Seconds.
+	Duration              *float64 `protobuf:"fixed64,2,req,name=duration" json:"duration,omitempty"`
+	Cycles                *uint64  `protobuf:"varint,3,opt,name=cycles" json:"cycles,omitempty"`
+	StalledCyclesFrontend *uint64  `protobuf:"varint,4,opt,name=stalled_cycles_frontend,json=stalledCyclesFrontend" json:"stalled_cycles_frontend,omitempty"`
+	StalledCyclesBackend  *uint64  `protobuf:"varint,5,opt,name=stalled_cycles_backend,json=stalledCyclesBackend" json:"stalled_cycles_backend,omitempty"`
+	Instructions          *uint64  `protobuf:"varint,6,opt,name=instructions" json:"instructions,omitempty"`
+	CacheReferences       *uint64  `protobuf:"varint,7,opt,name=cache_references,json=cacheReferences" json:"cache_references,omitempty"`
+	CacheMisses           *uint64  `protobuf:"varint,8,opt,name=cache_misses,json=cacheMisses" json:"cache_misses,omitempty"`
+	Branches              *uint64  `protobuf:"varint,9,opt,name=branches" json:"branches,omitempty"`
+	BranchMisses          *uint64  `protobuf:"varint,10,opt,name=branch_misses,json=branchMisses" json:"branch_misses,omitempty"`
+	BusCycles             *uint64  `protobuf:"varint,11,opt,name=bus_cycles,json=busCycles" json:"bus_cycles,omitempty"`
+	RefCycles             *uint64  `protobuf:"varint,12,opt,name=ref_cycles,json=refCycles" json:"ref_cycles,omitempty"`
+	// Milliseconds.
+	CpuClock *float64 `protobuf:"fixed64,13,opt,name=cpu_clock,json=cpuClock" json:"cpu_clock,omitempty"`
+	// Milliseconds.
+	TaskClock              *float64 `protobuf:"fixed64,14,opt,name=task_clock,json=taskClock" json:"task_clock,omitempty"`
+	PageFaults             *uint64  `protobuf:"varint,15,opt,name=page_faults,json=pageFaults" json:"page_faults,omitempty"`
+	MinorFaults            *uint64  `protobuf:"varint,16,opt,name=minor_faults,json=minorFaults" json:"minor_faults,omitempty"`
+	MajorFaults            *uint64  `protobuf:"varint,17,opt,name=major_faults,json=majorFaults" json:"major_faults,omitempty"`
+	ContextSwitches        *uint64  `protobuf:"varint,18,opt,name=context_switches,json=contextSwitches" json:"context_switches,omitempty"`
+	CpuMigrations          *uint64  `protobuf:"varint,19,opt,name=cpu_migrations,json=cpuMigrations" json:"cpu_migrations,omitempty"`
+	AlignmentFaults        *uint64  `protobuf:"varint,20,opt,name=alignment_faults,json=alignmentFaults" json:"alignment_faults,omitempty"`
+	EmulationFaults        *uint64  `protobuf:"varint,21,opt,name=emulation_faults,json=emulationFaults" json:"emulation_faults,omitempty"`
+	L1DcacheLoads          *uint64  `protobuf:"varint,22,opt,name=l1_dcache_loads,json=l1DcacheLoads" json:"l1_dcache_loads,omitempty"`
+	L1DcacheLoadMisses     *uint64  `protobuf:"varint,23,opt,name=l1_dcache_load_misses,json=l1DcacheLoadMisses" json:"l1_dcache_load_misses,omitempty"`
+	L1DcacheStores         *uint64  `protobuf:"varint,24,opt,name=l1_dcache_stores,json=l1DcacheStores" json:"l1_dcache_stores,omitempty"`
+	L1DcacheStoreMisses    *uint64  `protobuf:"varint,25,opt,name=l1_dcache_store_misses,json=l1DcacheStoreMisses" json:"l1_dcache_store_misses,omitempty"`
+	L1DcachePrefetches     *uint64  `protobuf:"varint,26,opt,name=l1_dcache_prefetches,json=l1DcachePrefetches" json:"l1_dcache_prefetches,omitempty"`
+	L1DcachePrefetchMisses *uint64  `protobuf:"varint,27,opt,name=l1_dcache_prefetch_misses,json=l1DcachePrefetchMisses" json:"l1_dcache_prefetch_misses,omitempty"`
+	L1IcacheLoads          *uint64  `protobuf:"varint,28,opt,name=l1_icache_loads,json=l1IcacheLoads" json:"l1_icache_loads,omitempty"`
+	L1IcacheLoadMisses     *uint64  `protobuf:"varint,29,opt,name=l1_icache_load_misses,json=l1IcacheLoadMisses" json:"l1_icache_load_misses,omitempty"`
+	L1IcachePrefetches     *uint64  `protobuf:"varint,30,opt,name=l1_icache_prefetches,json=l1IcachePrefetches" json:"l1_icache_prefetches,omitempty"`
+	L1IcachePrefetchMisses *uint64  `protobuf:"varint,31,opt,name=l1_icache_prefetch_misses,json=l1IcachePrefetchMisses" json:"l1_icache_prefetch_misses,omitempty"`
+	LlcLoads               *uint64  `protobuf:"varint,32,opt,name=llc_loads,json=llcLoads" json:"llc_loads,omitempty"`
+	LlcLoadMisses          *uint64  `protobuf:"varint,33,opt,name=llc_load_misses,json=llcLoadMisses" json:"llc_load_misses,omitempty"`
+	LlcStores              *uint64  `protobuf:"varint,34,opt,name=llc_stores,json=llcStores" json:"llc_stores,omitempty"`
+	LlcStoreMisses         *uint64  `protobuf:"varint,35,opt,name=llc_store_misses,json=llcStoreMisses" json:"llc_store_misses,omitempty"`
+	LlcPrefetches          *uint64  `protobuf:"varint,36,opt,name=llc_prefetches,json=llcPrefetches" json:"llc_prefetches,omitempty"`
+	LlcPrefetchMisses      *uint64  `protobuf:"varint,37,opt,name=llc_prefetch_misses,json=llcPrefetchMisses" json:"llc_prefetch_misses,omitempty"`
+	DtlbLoads              *uint64  `protobuf:"varint,38,opt,name=dtlb_loads,json=dtlbLoads" json:"dtlb_loads,omitempty"`
+	DtlbLoadMisses         *uint64  `protobuf:"varint,39,opt,name=dtlb_load_misses,json=dtlbLoadMisses" json:"dtlb_load_misses,omitempty"`
+	DtlbStores             *uint64  `protobuf:"varint,40,opt,name=dtlb_stores,json=dtlbStores" json:"dtlb_stores,omitempty"`
+	DtlbStoreMisses        *uint64  `protobuf:"varint,41,opt,name=dtlb_store_misses,json=dtlbStoreMisses" json:"dtlb_store_misses,omitempty"`
+	DtlbPrefetches         *uint64  `protobuf:"varint,42,opt,name=dtlb_prefetches,json=dtlbPrefetches" json:"dtlb_prefetches,omitempty"`
+	DtlbPrefetchMisses     *uint64  `protobuf:"varint,43,opt,name=dtlb_prefetch_misses,json=dtlbPrefetchMisses" json:"dtlb_prefetch_misses,omitempty"`
+	ItlbLoads              *uint64  `protobuf:"varint,44,opt,name=itlb_loads,json=itlbLoads" json:"itlb_loads,omitempty"`
+	ItlbLoadMisses         *uint64  `protobuf:"varint,45,opt,name=itlb_load_misses,json=itlbLoadMisses" json:"itlb_load_misses,omitempty"`
+	BranchLoads            *uint64  `protobuf:"varint,46,opt,name=branch_loads,json=branchLoads" json:"branch_loads,omitempty"`
+	BranchLoadMisses       *uint64  `protobuf:"varint,47,opt,name=branch_load_misses,json=branchLoadMisses" json:"branch_load_misses,omitempty"`
+	NodeLoads              *uint64  `protobuf:"varint,48,opt,name=node_loads,json=nodeLoads" json:"node_loads,omitempty"`
+	NodeLoadMisses         *uint64  `protobuf:"varint,49,opt,name=node_load_misses,json=nodeLoadMisses" json:"node_load_misses,omitempty"`
+	NodeStores             *uint64  `protobuf:"varint,50,opt,name=node_stores,json=nodeStores" json:"node_stores,omitempty"`
+	NodeStoreMisses        *uint64  `protobuf:"varint,51,opt,name=node_store_misses,json=nodeStoreMisses" json:"node_store_misses,omitempty"`
+	NodePrefetches         *uint64  `protobuf:"varint,52,opt,name=node_prefetches,json=nodePrefetches" json:"node_prefetches,omitempty"`
+	NodePrefetchMisses     *uint64  `protobuf:"varint,53,opt,name=node_prefetch_misses,json=nodePrefetchMisses" json:"node_prefetch_misses,omitempty"`
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache
 }
@@ -6600,6 +6814,7 @@ func (x *PerfStatistics) GetNodePrefetchMisses() uint64 {
 	return 0
 }
 
+// Which offers of a role are of no use.
 type OfferFilters struct {
 	state                   protoimpl.MessageState                `protogen:"open.v1"`
 	MinAllocatableResources *OfferFilters_MinAllocatableResources `protobuf:"bytes,1,opt,name=min_allocatable_resources,json=minAllocatableResources" json:"min_allocatable_resources,omitempty"`
@@ -6644,6 +6859,7 @@ func (x *OfferFilters) GetMinAllocatableResources() *OfferFilters_MinAllocatable
 	return nil
 }
 
+// Resources that a framework would like; a hint that may be ignored.
 type Request struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AgentId       *AgentID               `protobuf:"bytes,1,opt,name=agent_id,json=agentId" json:"agent_id,omitempty"`
@@ -6696,17 +6912,21 @@ func (x *Request) GetResources() []*Resource {
 	return nil
 }
 
+// Resources of one agent, for one framework and role, until accepted, declined or rescinded.
 type Offer struct {
-	state          protoimpl.MessageState   `protogen:"open.v1"`
-	Id             *OfferID                 `protobuf:"bytes,1,req,name=id" json:"id,omitempty"`
-	FrameworkId    *FrameworkID             `protobuf:"bytes,2,req,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
-	AgentId        *AgentID                 `protobuf:"bytes,3,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
-	Hostname       *string                  `protobuf:"bytes,4,req,name=hostname" json:"hostname,omitempty"`
-	Url            *URL                     `protobuf:"bytes,8,opt,name=url" json:"url,omitempty"`
-	Domain         *DomainInfo              `protobuf:"bytes,11,opt,name=domain" json:"domain,omitempty"`
-	Resources      []*Resource              `protobuf:"bytes,5,rep,name=resources" json:"resources,omitempty"`
-	Attributes     []*Attribute             `protobuf:"bytes,7,rep,name=attributes" json:"attributes,omitempty"`
-	ExecutorIds    []*ExecutorID            `protobuf:"bytes,6,rep,name=executor_ids,json=executorIds" json:"executor_ids,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Id          *OfferID               `protobuf:"bytes,1,req,name=id" json:"id,omitempty"`
+	FrameworkId *FrameworkID           `protobuf:"bytes,2,req,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
+	AgentId     *AgentID               `protobuf:"bytes,3,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
+	Hostname    *string                `protobuf:"bytes,4,req,name=hostname" json:"hostname,omitempty"`
+	// Of the agent.
+	Url        *URL         `protobuf:"bytes,8,opt,name=url" json:"url,omitempty"`
+	Domain     *DomainInfo  `protobuf:"bytes,11,opt,name=domain" json:"domain,omitempty"`
+	Resources  []*Resource  `protobuf:"bytes,5,rep,name=resources" json:"resources,omitempty"`
+	Attributes []*Attribute `protobuf:"bytes,7,rep,name=attributes" json:"attributes,omitempty"`
+	// Executors of the framework that run on the agent already.
+	ExecutorIds []*ExecutorID `protobuf:"bytes,6,rep,name=executor_ids,json=executorIds" json:"executor_ids,omitempty"`
+	// Set when the agent's machine is to be maintained.
 	Unavailability *Unavailability          `protobuf:"bytes,9,opt,name=unavailability" json:"unavailability,omitempty"`
 	AllocationInfo *Resource_AllocationInfo `protobuf:"bytes,10,opt,name=allocation_info,json=allocationInfo" json:"allocation_info,omitempty"`
 	unknownFields  protoimpl.UnknownFields
@@ -6820,14 +7040,16 @@ func (x *Offer) GetAllocationInfo() *Resource_AllocationInfo {
 	return nil
 }
 
+// A request to give resources back, because their machine is to be maintained.
 type InverseOffer struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Id             *OfferID               `protobuf:"bytes,1,req,name=id" json:"id,omitempty"`
-	Url            *URL                   `protobuf:"bytes,2,opt,name=url" json:"url,omitempty"`
-	FrameworkId    *FrameworkID           `protobuf:"bytes,3,req,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
-	AgentId        *AgentID               `protobuf:"bytes,4,opt,name=agent_id,json=agentId" json:"agent_id,omitempty"`
-	Unavailability *Unavailability        `protobuf:"bytes,5,req,name=unavailability" json:"unavailability,omitempty"`
-	Resources      []*Resource            `protobuf:"bytes,6,rep,name=resources" json:"resources,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    *OfferID               `protobuf:"bytes,1,req,name=id" json:"id,omitempty"`
+	// Of the agent.
+	Url            *URL            `protobuf:"bytes,2,opt,name=url" json:"url,omitempty"`
+	FrameworkId    *FrameworkID    `protobuf:"bytes,3,req,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
+	AgentId        *AgentID        `protobuf:"bytes,4,opt,name=agent_id,json=agentId" json:"agent_id,omitempty"`
+	Unavailability *Unavailability `protobuf:"bytes,5,req,name=unavailability" json:"unavailability,omitempty"`
+	Resources      []*Resource     `protobuf:"bytes,6,rep,name=resources" json:"resources,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -6904,25 +7126,29 @@ func (x *InverseOffer) GetResources() []*Resource {
 	return nil
 }
 
+// A task to launch: exactly one of `executor` and `command` is set, none in a group.
 type TaskInfo struct {
-	state             protoimpl.MessageState   `protogen:"open.v1"`
-	Name              *string                  `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
-	TaskId            *TaskID                  `protobuf:"bytes,2,req,name=task_id,json=taskId" json:"task_id,omitempty"`
-	AgentId           *AgentID                 `protobuf:"bytes,3,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
-	Resources         []*Resource              `protobuf:"bytes,4,rep,name=resources" json:"resources,omitempty"`
-	Executor          *ExecutorInfo            `protobuf:"bytes,5,opt,name=executor" json:"executor,omitempty"`
-	Command           *CommandInfo             `protobuf:"bytes,7,opt,name=command" json:"command,omitempty"`
-	Container         *ContainerInfo           `protobuf:"bytes,9,opt,name=container" json:"container,omitempty"`
-	HealthCheck       *HealthCheck             `protobuf:"bytes,8,opt,name=health_check,json=healthCheck" json:"health_check,omitempty"`
-	Check             *CheckInfo               `protobuf:"bytes,13,opt,name=check" json:"check,omitempty"`
-	KillPolicy        *KillPolicy              `protobuf:"bytes,12,opt,name=kill_policy,json=killPolicy" json:"kill_policy,omitempty"`
-	Data              []byte                   `protobuf:"bytes,6,opt,name=data" json:"data,omitempty"`
-	Labels            *Labels                  `protobuf:"bytes,10,opt,name=labels" json:"labels,omitempty"`
-	Discovery         *DiscoveryInfo           `protobuf:"bytes,11,opt,name=discovery" json:"discovery,omitempty"`
-	MaxCompletionTime *DurationInfo            `protobuf:"bytes,14,opt,name=max_completion_time,json=maxCompletionTime" json:"max_completion_time,omitempty"`
-	Limits            map[string]*Value_Scalar `protobuf:"bytes,15,rep,name=limits" json:"limits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Name        *string                `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
+	TaskId      *TaskID                `protobuf:"bytes,2,req,name=task_id,json=taskId" json:"task_id,omitempty"`
+	AgentId     *AgentID               `protobuf:"bytes,3,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
+	Resources   []*Resource            `protobuf:"bytes,4,rep,name=resources" json:"resources,omitempty"`
+	Executor    *ExecutorInfo          `protobuf:"bytes,5,opt,name=executor" json:"executor,omitempty"`
+	Command     *CommandInfo           `protobuf:"bytes,7,opt,name=command" json:"command,omitempty"`
+	Container   *ContainerInfo         `protobuf:"bytes,9,opt,name=container" json:"container,omitempty"`
+	HealthCheck *HealthCheck           `protobuf:"bytes,8,opt,name=health_check,json=healthCheck" json:"health_check,omitempty"`
+	Check       *CheckInfo             `protobuf:"bytes,13,opt,name=check" json:"check,omitempty"`
+	KillPolicy  *KillPolicy            `protobuf:"bytes,12,opt,name=kill_policy,json=killPolicy" json:"kill_policy,omitempty"`
+	// For the executor, opaque.
+	Data      []byte         `protobuf:"bytes,6,opt,name=data" json:"data,omitempty"`
+	Labels    *Labels        `protobuf:"bytes,10,opt,name=labels" json:"labels,omitempty"`
+	Discovery *DiscoveryInfo `protobuf:"bytes,11,opt,name=discovery" json:"discovery,omitempty"`
+	// After which the task is killed and has failed.
+	MaxCompletionTime *DurationInfo `protobuf:"bytes,14,opt,name=max_completion_time,json=maxCompletionTime" json:"max_completion_time,omitempty"`
+	// What the task may use at most, for cpus and mem; by default what it requests.
+	Limits        map[string]*Value_Scalar `protobuf:"bytes,15,rep,name=limits" json:"limits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TaskInfo) Reset() {
@@ -7060,6 +7286,7 @@ func (x *TaskInfo) GetLimits() map[string]*Value_Scalar {
 	return nil
 }
 
+// Tasks that are launched together and die together.
 type TaskGroupInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tasks         []*TaskInfo            `protobuf:"bytes,1,rep,name=tasks" json:"tasks,omitempty"`
@@ -7104,27 +7331,33 @@ func (x *TaskGroupInfo) GetTasks() []*TaskInfo {
 	return nil
 }
 
+// A task as masters and agents show it.
 type Task struct {
-	state             protoimpl.MessageState   `protogen:"open.v1"`
-	Name              *string                  `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
-	TaskId            *TaskID                  `protobuf:"bytes,2,req,name=task_id,json=taskId" json:"task_id,omitempty"`
-	FrameworkId       *FrameworkID             `protobuf:"bytes,3,req,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
-	ExecutorId        *ExecutorID              `protobuf:"bytes,4,opt,name=executor_id,json=executorId" json:"executor_id,omitempty"`
-	AgentId           *AgentID                 `protobuf:"bytes,5,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
-	State             *TaskState               `protobuf:"varint,6,req,name=state,enum=mesos.v1.TaskState" json:"state,omitempty"`
-	Resources         []*Resource              `protobuf:"bytes,7,rep,name=resources" json:"resources,omitempty"`
-	Statuses          []*TaskStatus            `protobuf:"bytes,8,rep,name=statuses" json:"statuses,omitempty"`
-	StatusUpdateState *TaskState               `protobuf:"varint,9,opt,name=status_update_state,json=statusUpdateState,enum=mesos.v1.TaskState" json:"status_update_state,omitempty"`
-	StatusUpdateUuid  []byte                   `protobuf:"bytes,10,opt,name=status_update_uuid,json=statusUpdateUuid" json:"status_update_uuid,omitempty"`
-	Labels            *Labels                  `protobuf:"bytes,11,opt,name=labels" json:"labels,omitempty"`
-	Discovery         *DiscoveryInfo           `protobuf:"bytes,12,opt,name=discovery" json:"discovery,omitempty"`
-	Container         *ContainerInfo           `protobuf:"bytes,13,opt,name=container" json:"container,omitempty"`
-	HealthCheck       *HealthCheck             `protobuf:"bytes,15,opt,name=health_check,json=healthCheck" json:"health_check,omitempty"`
-	KillPolicy        *KillPolicy              `protobuf:"bytes,16,opt,name=kill_policy,json=killPolicy" json:"kill_policy,omitempty"`
-	User              *string                  `protobuf:"bytes,14,opt,name=user" json:"user,omitempty"`
-	Limits            map[string]*Value_Scalar `protobuf:"bytes,17,rep,name=limits" json:"limits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Name        *string                `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
+	TaskId      *TaskID                `protobuf:"bytes,2,req,name=task_id,json=taskId" json:"task_id,omitempty"`
+	FrameworkId *FrameworkID           `protobuf:"bytes,3,req,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
+	ExecutorId  *ExecutorID            `protobuf:"bytes,4,opt,name=executor_id,json=executorId" json:"executor_id,omitempty"`
+	AgentId     *AgentID               `protobuf:"bytes,5,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
+	// The latest that is known.
+	State     *TaskState  `protobuf:"varint,6,req,name=state,enum=mesos.v1.TaskState" json:"state,omitempty"`
+	Resources []*Resource `protobuf:"bytes,7,rep,name=resources" json:"resources,omitempty"`
+	// What became of it, the oldest first.
+	Statuses []*TaskStatus `protobuf:"bytes,8,rep,name=statuses" json:"statuses,omitempty"`
+	// The state of the update that waits for an acknowledgement.
+	StatusUpdateState *TaskState `protobuf:"varint,9,opt,name=status_update_state,json=statusUpdateState,enum=mesos.v1.TaskState" json:"status_update_state,omitempty"`
+	// That update's uuid.
+	StatusUpdateUuid []byte         `protobuf:"bytes,10,opt,name=status_update_uuid,json=statusUpdateUuid" json:"status_update_uuid,omitempty"`
+	Labels           *Labels        `protobuf:"bytes,11,opt,name=labels" json:"labels,omitempty"`
+	Discovery        *DiscoveryInfo `protobuf:"bytes,12,opt,name=discovery" json:"discovery,omitempty"`
+	Container        *ContainerInfo `protobuf:"bytes,13,opt,name=container" json:"container,omitempty"`
+	HealthCheck      *HealthCheck   `protobuf:"bytes,15,opt,name=health_check,json=healthCheck" json:"health_check,omitempty"`
+	KillPolicy       *KillPolicy    `protobuf:"bytes,16,opt,name=kill_policy,json=killPolicy" json:"kill_policy,omitempty"`
+	// Who it runs as.
+	User          *string                  `protobuf:"bytes,14,opt,name=user" json:"user,omitempty"`
+	Limits        map[string]*Value_Scalar `protobuf:"bytes,17,rep,name=limits" json:"limits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Task) Reset() {
@@ -7276,6 +7509,7 @@ func (x *Task) GetLimits() map[string]*Value_Scalar {
 	return nil
 }
 
+// The resources whose limit a task exceeded.
 type TaskResourceLimitation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Resources     []*Resource            `protobuf:"bytes,1,rep,name=resources" json:"resources,omitempty"`
@@ -7320,6 +7554,7 @@ func (x *TaskResourceLimitation) GetResources() []*Resource {
 	return nil
 }
 
+// 16 bytes of a universally unique identifier.
 type UUID struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Value         []byte                 `protobuf:"bytes,1,req,name=value" json:"value,omitempty"`
@@ -7364,6 +7599,7 @@ func (x *UUID) GetValue() []byte {
 	return nil
 }
 
+// An operation as masters and agents show it.
 type Operation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	FrameworkId   *FrameworkID           `protobuf:"bytes,1,opt,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
@@ -7448,15 +7684,18 @@ func (x *Operation) GetUuid() *UUID {
 	return nil
 }
 
+// News of an operation.
 type OperationStatus struct {
-	state              protoimpl.MessageState `protogen:"open.v1"`
-	OperationId        *OperationID           `protobuf:"bytes,1,opt,name=operation_id,json=operationId" json:"operation_id,omitempty"`
-	State              *OperationState        `protobuf:"varint,2,req,name=state,enum=mesos.v1.OperationState" json:"state,omitempty"`
-	Message            *string                `protobuf:"bytes,3,opt,name=message" json:"message,omitempty"`
-	ConvertedResources []*Resource            `protobuf:"bytes,4,rep,name=converted_resources,json=convertedResources" json:"converted_resources,omitempty"`
-	Uuid               *UUID                  `protobuf:"bytes,5,opt,name=uuid" json:"uuid,omitempty"`
-	AgentId            *AgentID               `protobuf:"bytes,6,opt,name=agent_id,json=agentId" json:"agent_id,omitempty"`
-	ResourceProviderId *ResourceProviderID    `protobuf:"bytes,7,opt,name=resource_provider_id,json=resourceProviderId" json:"resource_provider_id,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	OperationId *OperationID           `protobuf:"bytes,1,opt,name=operation_id,json=operationId" json:"operation_id,omitempty"`
+	State       *OperationState        `protobuf:"varint,2,req,name=state,enum=mesos.v1.OperationState" json:"state,omitempty"`
+	Message     *string                `protobuf:"bytes,3,opt,name=message" json:"message,omitempty"`
+	// What the resources have become, when it is finished.
+	ConvertedResources []*Resource `protobuf:"bytes,4,rep,name=converted_resources,json=convertedResources" json:"converted_resources,omitempty"`
+	// Set when it must be acknowledged.
+	Uuid               *UUID               `protobuf:"bytes,5,opt,name=uuid" json:"uuid,omitempty"`
+	AgentId            *AgentID            `protobuf:"bytes,6,opt,name=agent_id,json=agentId" json:"agent_id,omitempty"`
+	ResourceProviderId *ResourceProviderID `protobuf:"bytes,7,opt,name=resource_provider_id,json=resourceProviderId" json:"resource_provider_id,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -7540,6 +7779,7 @@ func (x *OperationStatus) GetResourceProviderId() *ResourceProviderID {
 	return nil
 }
 
+// Result of a task's check. The message inside is empty when there is none yet.
 type CheckStatusInfo struct {
 	state         protoimpl.MessageState   `protogen:"open.v1"`
 	Type          *CheckInfo_Type          `protobuf:"varint,1,opt,name=type,enum=mesos.v1.CheckInfo_Type" json:"type,omitempty"`
@@ -7608,22 +7848,29 @@ func (x *CheckStatusInfo) GetTcp() *CheckStatusInfo_Tcp {
 	return nil
 }
 
+// News of a task.
 type TaskStatus struct {
-	state           protoimpl.MessageState  `protogen:"open.v1"`
-	TaskId          *TaskID                 `protobuf:"bytes,1,req,name=task_id,json=taskId" json:"task_id,omitempty"`
-	State           *TaskState              `protobuf:"varint,2,req,name=state,enum=mesos.v1.TaskState" json:"state,omitempty"`
-	Message         *string                 `protobuf:"bytes,4,opt,name=message" json:"message,omitempty"`
-	Source          *TaskStatus_Source      `protobuf:"varint,9,opt,name=source,enum=mesos.v1.TaskStatus_Source" json:"source,omitempty"`
-	Reason          *TaskStatus_Reason      `protobuf:"varint,10,opt,name=reason,enum=mesos.v1.TaskStatus_Reason" json:"reason,omitempty"`
-	Data            []byte                  `protobuf:"bytes,3,opt,name=data" json:"data,omitempty"`
-	AgentId         *AgentID                `protobuf:"bytes,5,opt,name=agent_id,json=agentId" json:"agent_id,omitempty"`
-	ExecutorId      *ExecutorID             `protobuf:"bytes,7,opt,name=executor_id,json=executorId" json:"executor_id,omitempty"`
-	Timestamp       *float64                `protobuf:"fixed64,6,opt,name=timestamp" json:"timestamp,omitempty"`
-	Uuid            []byte                  `protobuf:"bytes,11,opt,name=uuid" json:"uuid,omitempty"`
-	Healthy         *bool                   `protobuf:"varint,8,opt,name=healthy" json:"healthy,omitempty"`
-	CheckStatus     *CheckStatusInfo        `protobuf:"bytes,15,opt,name=check_status,json=checkStatus" json:"check_status,omitempty"`
-	Labels          *Labels                 `protobuf:"bytes,12,opt,name=labels" json:"labels,omitempty"`
-	ContainerStatus *ContainerStatus        `protobuf:"bytes,13,opt,name=container_status,json=containerStatus" json:"container_status,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	TaskId *TaskID                `protobuf:"bytes,1,req,name=task_id,json=taskId" json:"task_id,omitempty"`
+	State  *TaskState             `protobuf:"varint,2,req,name=state,enum=mesos.v1.TaskState" json:"state,omitempty"`
+	// For people.
+	Message *string            `protobuf:"bytes,4,opt,name=message" json:"message,omitempty"`
+	Source  *TaskStatus_Source `protobuf:"varint,9,opt,name=source,enum=mesos.v1.TaskStatus_Source" json:"source,omitempty"`
+	Reason  *TaskStatus_Reason `protobuf:"varint,10,opt,name=reason,enum=mesos.v1.TaskStatus_Reason" json:"reason,omitempty"`
+	// From the executor, opaque.
+	Data       []byte      `protobuf:"bytes,3,opt,name=data" json:"data,omitempty"`
+	AgentId    *AgentID    `protobuf:"bytes,5,opt,name=agent_id,json=agentId" json:"agent_id,omitempty"`
+	ExecutorId *ExecutorID `protobuf:"bytes,7,opt,name=executor_id,json=executorId" json:"executor_id,omitempty"`
+	// When it was made, in seconds since the Unix epoch.
+	Timestamp *float64 `protobuf:"fixed64,6,opt,name=timestamp" json:"timestamp,omitempty"`
+	// Set when it must be acknowledged; 16 bytes.
+	Uuid []byte `protobuf:"bytes,11,opt,name=uuid" json:"uuid,omitempty"`
+	// As the health check says; unset until it has said something.
+	Healthy         *bool            `protobuf:"varint,8,opt,name=healthy" json:"healthy,omitempty"`
+	CheckStatus     *CheckStatusInfo `protobuf:"bytes,15,opt,name=check_status,json=checkStatus" json:"check_status,omitempty"`
+	Labels          *Labels          `protobuf:"bytes,12,opt,name=labels" json:"labels,omitempty"`
+	ContainerStatus *ContainerStatus `protobuf:"bytes,13,opt,name=container_status,json=containerStatus" json:"container_status,omitempty"`
+	// Since when its agent is out of reach.
 	UnreachableTime *TimeInfo               `protobuf:"bytes,14,opt,name=unreachable_time,json=unreachableTime" json:"unreachable_time,omitempty"`
 	Limitation      *TaskResourceLimitation `protobuf:"bytes,16,opt,name=limitation" json:"limitation,omitempty"`
 	unknownFields   protoimpl.UnknownFields
@@ -7772,9 +8019,12 @@ func (x *TaskStatus) GetLimitation() *TaskResourceLimitation {
 	return nil
 }
 
+// For how long to hold offers back.
 type Filters struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	RefuseSeconds *float64               `protobuf:"fixed64,1,opt,name=refuse_seconds,json=refuseSeconds,def=5" json:"refuse_seconds,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// During which what is refused is not offered again; at most 365 days, and the default if
+	// negative.
+	RefuseSeconds *float64 `protobuf:"fixed64,1,opt,name=refuse_seconds,json=refuseSeconds,def=5" json:"refuse_seconds,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -7821,6 +8071,7 @@ func (x *Filters) GetRefuseSeconds() float64 {
 	return Default_Filters_RefuseSeconds
 }
 
+// Variables of a process's environment.
 type Environment struct {
 	state         protoimpl.MessageState  `protogen:"open.v1"`
 	Variables     []*Environment_Variable `protobuf:"bytes,1,rep,name=variables" json:"variables,omitempty"`
@@ -7865,6 +8116,7 @@ func (x *Environment) GetVariables() []*Environment_Variable {
 	return nil
 }
 
+// A pair of strings.
 type Parameter struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           *string                `protobuf:"bytes,1,req,name=key" json:"key,omitempty"`
@@ -7917,6 +8169,7 @@ func (x *Parameter) GetValue() string {
 	return ""
 }
 
+// A list of pairs, in order.
 type Parameters struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Parameter     []*Parameter           `protobuf:"bytes,1,rep,name=parameter" json:"parameter,omitempty"`
@@ -7961,6 +8214,7 @@ func (x *Parameters) GetParameter() []*Parameter {
 	return nil
 }
 
+// Who one is, and the proof.
 type Credential struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Principal     *string                `protobuf:"bytes,1,req,name=principal" json:"principal,omitempty"`
@@ -8013,6 +8267,7 @@ func (x *Credential) GetSecret() string {
 	return ""
 }
 
+// All that are known to an authenticator.
 type Credentials struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Credentials   []*Credential          `protobuf:"bytes,1,rep,name=credentials" json:"credentials,omitempty"`
@@ -8057,6 +8312,7 @@ func (x *Credentials) GetCredentials() []*Credential {
 	return nil
 }
 
+// Something not to be shown.
 type Secret struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          *Secret_Type           `protobuf:"varint,1,opt,name=type,enum=mesos.v1.Secret_Type" json:"type,omitempty"`
@@ -8117,11 +8373,14 @@ func (x *Secret) GetValue() *Secret_Value {
 	return nil
 }
 
+// How many messages of a principal are taken.
 type RateLimit struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Qps           *float64               `protobuf:"fixed64,1,opt,name=qps" json:"qps,omitempty"`
-	Principal     *string                `protobuf:"bytes,2,req,name=principal" json:"principal,omitempty"`
-	Capacity      *uint64                `protobuf:"varint,3,opt,name=capacity" json:"capacity,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Messages per second; unset is no limit.
+	Qps       *float64 `protobuf:"fixed64,1,opt,name=qps" json:"qps,omitempty"`
+	Principal *string  `protobuf:"bytes,2,req,name=principal" json:"principal,omitempty"`
+	// How many may wait before more are refused; unset is no limit.
+	Capacity      *uint64 `protobuf:"varint,3,opt,name=capacity" json:"capacity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8177,6 +8436,7 @@ func (x *RateLimit) GetCapacity() uint64 {
 	return 0
 }
 
+// Limits by principal, and one for all others together.
 type RateLimits struct {
 	state                    protoimpl.MessageState `protogen:"open.v1"`
 	Limits                   []*RateLimit           `protobuf:"bytes,1,rep,name=limits" json:"limits,omitempty"`
@@ -8237,12 +8497,14 @@ func (x *RateLimits) GetAggregateDefaultCapacity() uint64 {
 	return 0
 }
 
+// A container image.
 type Image struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Type          *Image_Type            `protobuf:"varint,1,req,name=type,enum=mesos.v1.Image_Type" json:"type,omitempty"`
-	Appc          *Image_Appc            `protobuf:"bytes,2,opt,name=appc" json:"appc,omitempty"`
-	Docker        *Image_Docker          `protobuf:"bytes,3,opt,name=docker" json:"docker,omitempty"`
-	Cached        *bool                  `protobuf:"varint,4,opt,name=cached,def=1" json:"cached,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Type   *Image_Type            `protobuf:"varint,1,req,name=type,enum=mesos.v1.Image_Type" json:"type,omitempty"`
+	Appc   *Image_Appc            `protobuf:"bytes,2,opt,name=appc" json:"appc,omitempty"`
+	Docker *Image_Docker          `protobuf:"bytes,3,opt,name=docker" json:"docker,omitempty"`
+	// Whether a copy that the agent has will do.
+	Cached        *bool `protobuf:"varint,4,opt,name=cached,def=1" json:"cached,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8310,6 +8572,7 @@ func (x *Image) GetCached() bool {
 	return Default_Image_Cached
 }
 
+// Whether mounts made later are seen on the other side.
 type MountPropagation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Mode          *MountPropagation_Mode `protobuf:"varint,1,opt,name=mode,enum=mesos.v1.MountPropagation_Mode" json:"mode,omitempty"`
@@ -8354,13 +8617,17 @@ func (x *MountPropagation) GetMode() MountPropagation_Mode {
 	return MountPropagation_UNKNOWN
 }
 
+// Something to mount in a container.
 type Volume struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Mode          *Volume_Mode           `protobuf:"varint,3,req,name=mode,enum=mesos.v1.Volume_Mode" json:"mode,omitempty"`
-	ContainerPath *string                `protobuf:"bytes,1,req,name=container_path,json=containerPath" json:"container_path,omitempty"`
-	HostPath      *string                `protobuf:"bytes,2,opt,name=host_path,json=hostPath" json:"host_path,omitempty"`
-	Image         *Image                 `protobuf:"bytes,4,opt,name=image" json:"image,omitempty"`
-	Source        *Volume_Source         `protobuf:"bytes,5,opt,name=source" json:"source,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Mode  *Volume_Mode           `protobuf:"varint,3,req,name=mode,enum=mesos.v1.Volume_Mode" json:"mode,omitempty"`
+	// Where it is mounted: absolute, or relative to the sandbox.
+	ContainerPath *string `protobuf:"bytes,1,req,name=container_path,json=containerPath" json:"container_path,omitempty"`
+	// The old form of a host or sandbox path.
+	HostPath *string `protobuf:"bytes,2,opt,name=host_path,json=hostPath" json:"host_path,omitempty"`
+	// Mounts an image's files.
+	Image         *Image         `protobuf:"bytes,4,opt,name=image" json:"image,omitempty"`
+	Source        *Volume_Source `protobuf:"bytes,5,opt,name=source" json:"source,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8430,10 +8697,13 @@ func (x *Volume) GetSource() *Volume_Source {
 	return nil
 }
 
+// A network that a container joins, or has joined.
 type NetworkInfo struct {
-	state         protoimpl.MessageState     `protogen:"open.v1"`
-	IpAddresses   []*NetworkInfo_IPAddress   `protobuf:"bytes,5,rep,name=ip_addresses,json=ipAddresses" json:"ip_addresses,omitempty"`
-	Name          *string                    `protobuf:"bytes,6,opt,name=name" json:"name,omitempty"`
+	state       protoimpl.MessageState   `protogen:"open.v1"`
+	IpAddresses []*NetworkInfo_IPAddress `protobuf:"bytes,5,rep,name=ip_addresses,json=ipAddresses" json:"ip_addresses,omitempty"`
+	// Of the CNI network; unset is the machine's own network.
+	Name *string `protobuf:"bytes,6,opt,name=name" json:"name,omitempty"`
+	// Handed to the network's plugin.
 	Groups        []string                   `protobuf:"bytes,3,rep,name=groups" json:"groups,omitempty"`
 	Labels        *Labels                    `protobuf:"bytes,4,opt,name=labels" json:"labels,omitempty"`
 	PortMappings  []*NetworkInfo_PortMapping `protobuf:"bytes,7,rep,name=port_mappings,json=portMappings" json:"port_mappings,omitempty"`
@@ -8506,6 +8776,7 @@ func (x *NetworkInfo) GetPortMappings() []*NetworkInfo_PortMapping {
 	return nil
 }
 
+// A set of Linux capabilities.
 type CapabilityInfo struct {
 	state         protoimpl.MessageState      `protogen:"open.v1"`
 	Capabilities  []CapabilityInfo_Capability `protobuf:"varint,1,rep,name=capabilities,enum=mesos.v1.CapabilityInfo_Capability" json:"capabilities,omitempty"`
@@ -8550,10 +8821,13 @@ func (x *CapabilityInfo) GetCapabilities() []CapabilityInfo_Capability {
 	return nil
 }
 
+// Which system calls a container may make.
 type SeccompInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ProfileName   *string                `protobuf:"bytes,1,opt,name=profile_name,json=profileName" json:"profile_name,omitempty"`
-	Unconfined    *bool                  `protobuf:"varint,2,opt,name=unconfined" json:"unconfined,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Relative to the agent's folder of profiles; unset is its default profile.
+	ProfileName *string `protobuf:"bytes,1,opt,name=profile_name,json=profileName" json:"profile_name,omitempty"`
+	// All of them; excludes a profile.
+	Unconfined    *bool `protobuf:"varint,2,opt,name=unconfined" json:"unconfined,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8602,19 +8876,27 @@ func (x *SeccompInfo) GetUnconfined() bool {
 	return false
 }
 
+// Settings of a container that only Linux has.
 type LinuxInfo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
+	// The old name of effective_capabilities.
+	//
 	// Deprecated: Marked as deprecated in mesos/v1/mesos.proto.
-	CapabilityInfo        *CapabilityInfo    `protobuf:"bytes,1,opt,name=capability_info,json=capabilityInfo" json:"capability_info,omitempty"`
-	BoundingCapabilities  *CapabilityInfo    `protobuf:"bytes,2,opt,name=bounding_capabilities,json=boundingCapabilities" json:"bounding_capabilities,omitempty"`
-	EffectiveCapabilities *CapabilityInfo    `protobuf:"bytes,3,opt,name=effective_capabilities,json=effectiveCapabilities" json:"effective_capabilities,omitempty"`
-	SharePidNamespace     *bool              `protobuf:"varint,4,opt,name=share_pid_namespace,json=sharePidNamespace" json:"share_pid_namespace,omitempty"`
-	Seccomp               *SeccompInfo       `protobuf:"bytes,5,opt,name=seccomp" json:"seccomp,omitempty"`
-	IpcMode               *LinuxInfo_IpcMode `protobuf:"varint,6,opt,name=ipc_mode,json=ipcMode,enum=mesos.v1.LinuxInfo_IpcMode" json:"ipc_mode,omitempty"`
-	ShmSize               *uint32            `protobuf:"varint,7,opt,name=shm_size,json=shmSize" json:"shm_size,omitempty"`
-	ShareCgroups          *bool              `protobuf:"varint,8,opt,name=share_cgroups,json=shareCgroups,def=1" json:"share_cgroups,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	CapabilityInfo *CapabilityInfo `protobuf:"bytes,1,opt,name=capability_info,json=capabilityInfo" json:"capability_info,omitempty"`
+	// What the container can ever have.
+	BoundingCapabilities *CapabilityInfo `protobuf:"bytes,2,opt,name=bounding_capabilities,json=boundingCapabilities" json:"bounding_capabilities,omitempty"`
+	// What it has.
+	EffectiveCapabilities *CapabilityInfo `protobuf:"bytes,3,opt,name=effective_capabilities,json=effectiveCapabilities" json:"effective_capabilities,omitempty"`
+	// Sees the processes of its parent, or of the machine.
+	SharePidNamespace *bool              `protobuf:"varint,4,opt,name=share_pid_namespace,json=sharePidNamespace" json:"share_pid_namespace,omitempty"`
+	Seccomp           *SeccompInfo       `protobuf:"bytes,5,opt,name=seccomp" json:"seccomp,omitempty"`
+	IpcMode           *LinuxInfo_IpcMode `protobuf:"varint,6,opt,name=ipc_mode,json=ipcMode,enum=mesos.v1.LinuxInfo_IpcMode" json:"ipc_mode,omitempty"`
+	// MiB of /dev/shm.
+	ShmSize *uint32 `protobuf:"varint,7,opt,name=shm_size,json=shmSize" json:"shm_size,omitempty"`
+	// Whether it shares its parent's cgroups, or has its own below them.
+	ShareCgroups  *bool `protobuf:"varint,8,opt,name=share_cgroups,json=shareCgroups,def=1" json:"share_cgroups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 // Default values for LinuxInfo fields.
@@ -8709,6 +8991,7 @@ func (x *LinuxInfo) GetShareCgroups() bool {
 	return Default_LinuxInfo_ShareCgroups
 }
 
+// Limits as of setrlimit(2).
 type RLimitInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rlimits       []*RLimitInfo_RLimit   `protobuf:"bytes,1,rep,name=rlimits" json:"rlimits,omitempty"`
@@ -8753,6 +9036,7 @@ func (x *RLimitInfo) GetRlimits() []*RLimitInfo_RLimit {
 	return nil
 }
 
+// Present when a container has a terminal.
 type TTYInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	WindowSize    *TTYInfo_WindowSize    `protobuf:"bytes,1,opt,name=window_size,json=windowSize" json:"window_size,omitempty"`
@@ -8797,10 +9081,12 @@ func (x *TTYInfo) GetWindowSize() *TTYInfo_WindowSize {
 	return nil
 }
 
+// How a container is set up.
 type ContainerInfo struct {
-	state         protoimpl.MessageState    `protogen:"open.v1"`
-	Type          *ContainerInfo_Type       `protobuf:"varint,1,req,name=type,enum=mesos.v1.ContainerInfo_Type" json:"type,omitempty"`
-	Volumes       []*Volume                 `protobuf:"bytes,2,rep,name=volumes" json:"volumes,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Type    *ContainerInfo_Type    `protobuf:"varint,1,req,name=type,enum=mesos.v1.ContainerInfo_Type" json:"type,omitempty"`
+	Volumes []*Volume              `protobuf:"bytes,2,rep,name=volumes" json:"volumes,omitempty"`
+	// Inside the container.
 	Hostname      *string                   `protobuf:"bytes,4,opt,name=hostname" json:"hostname,omitempty"`
 	Docker        *ContainerInfo_DockerInfo `protobuf:"bytes,3,opt,name=docker" json:"docker,omitempty"`
 	Mesos         *ContainerInfo_MesosInfo  `protobuf:"bytes,5,opt,name=mesos" json:"mesos,omitempty"`
@@ -8905,12 +9191,14 @@ func (x *ContainerInfo) GetTtyInfo() *TTYInfo {
 	return nil
 }
 
+// What a container is found to be.
 type ContainerStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   *ContainerID           `protobuf:"bytes,4,opt,name=container_id,json=containerId" json:"container_id,omitempty"`
-	NetworkInfos  []*NetworkInfo         `protobuf:"bytes,1,rep,name=network_infos,json=networkInfos" json:"network_infos,omitempty"`
-	CgroupInfo    *CgroupInfo            `protobuf:"bytes,2,opt,name=cgroup_info,json=cgroupInfo" json:"cgroup_info,omitempty"`
-	ExecutorPid   *uint32                `protobuf:"varint,3,opt,name=executor_pid,json=executorPid" json:"executor_pid,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId  *ContainerID           `protobuf:"bytes,4,opt,name=container_id,json=containerId" json:"container_id,omitempty"`
+	NetworkInfos []*NetworkInfo         `protobuf:"bytes,1,rep,name=network_infos,json=networkInfos" json:"network_infos,omitempty"`
+	CgroupInfo   *CgroupInfo            `protobuf:"bytes,2,opt,name=cgroup_info,json=cgroupInfo" json:"cgroup_info,omitempty"`
+	// On the machine, of the container's first process.
+	ExecutorPid   *uint32 `protobuf:"varint,3,opt,name=executor_pid,json=executorPid" json:"executor_pid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8973,6 +9261,7 @@ func (x *ContainerStatus) GetExecutorPid() uint32 {
 	return 0
 }
 
+// Control groups of a container.
 type CgroupInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NetCls        *CgroupInfo_NetCls     `protobuf:"bytes,1,opt,name=net_cls,json=netCls" json:"net_cls,omitempty"`
@@ -9017,6 +9306,7 @@ func (x *CgroupInfo) GetNetCls() *CgroupInfo_NetCls {
 	return nil
 }
 
+// Labels, in order; keys may repeat.
 type Labels struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Labels        []*Label               `protobuf:"bytes,1,rep,name=labels" json:"labels,omitempty"`
@@ -9061,6 +9351,7 @@ func (x *Labels) GetLabels() []*Label {
 	return nil
 }
 
+// A pair that means something to those who put it there.
 type Label struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           *string                `protobuf:"bytes,1,req,name=key" json:"key,omitempty"`
@@ -9113,10 +9404,12 @@ func (x *Label) GetValue() string {
 	return ""
 }
 
+// A port that a task or executor serves at.
 type Port struct {
-	state         protoimpl.MessageState    `protogen:"open.v1"`
-	Number        *uint32                   `protobuf:"varint,1,req,name=number" json:"number,omitempty"`
-	Name          *string                   `protobuf:"bytes,2,opt,name=name" json:"name,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Number *uint32                `protobuf:"varint,1,req,name=number" json:"number,omitempty"`
+	Name   *string                `protobuf:"bytes,2,opt,name=name" json:"name,omitempty"`
+	// By convention `tcp` or `udp`; any word is allowed.
 	Protocol      *string                   `protobuf:"bytes,3,opt,name=protocol" json:"protocol,omitempty"`
 	Visibility    *DiscoveryInfo_Visibility `protobuf:"varint,4,opt,name=visibility,enum=mesos.v1.DiscoveryInfo_Visibility" json:"visibility,omitempty"`
 	Labels        *Labels                   `protobuf:"bytes,5,opt,name=labels" json:"labels,omitempty"`
@@ -9189,6 +9482,7 @@ func (x *Port) GetLabels() *Labels {
 	return nil
 }
 
+// A list of ports.
 type Ports struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ports         []*Port                `protobuf:"bytes,1,rep,name=ports" json:"ports,omitempty"`
@@ -9233,6 +9527,7 @@ func (x *Ports) GetPorts() []*Port {
 	return nil
 }
 
+// How others find a task or executor.
 type DiscoveryInfo struct {
 	state         protoimpl.MessageState    `protogen:"open.v1"`
 	Visibility    *DiscoveryInfo_Visibility `protobuf:"varint,1,req,name=visibility,enum=mesos.v1.DiscoveryInfo_Visibility" json:"visibility,omitempty"`
@@ -9325,10 +9620,12 @@ func (x *DiscoveryInfo) GetLabels() *Labels {
 	return nil
 }
 
+// How much of the cluster a role gets, beside others.
 type WeightInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Weight        *float64               `protobuf:"fixed64,1,req,name=weight" json:"weight,omitempty"`
-	Role          *string                `protobuf:"bytes,2,opt,name=role" json:"role,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Above 0; 1 unless set.
+	Weight        *float64 `protobuf:"fixed64,1,req,name=weight" json:"weight,omitempty"`
+	Role          *string  `protobuf:"bytes,2,opt,name=role" json:"role,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -9377,15 +9674,18 @@ func (x *WeightInfo) GetRole() string {
 	return ""
 }
 
+// Version and build of a master or agent.
 type VersionInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       *string                `protobuf:"bytes,1,req,name=version" json:"version,omitempty"`
-	BuildDate     *string                `protobuf:"bytes,2,opt,name=build_date,json=buildDate" json:"build_date,omitempty"`
-	BuildTime     *float64               `protobuf:"fixed64,3,opt,name=build_time,json=buildTime" json:"build_time,omitempty"`
-	BuildUser     *string                `protobuf:"bytes,4,opt,name=build_user,json=buildUser" json:"build_user,omitempty"`
-	GitSha        *string                `protobuf:"bytes,5,opt,name=git_sha,json=gitSha" json:"git_sha,omitempty"`
-	GitBranch     *string                `protobuf:"bytes,6,opt,name=git_branch,json=gitBranch" json:"git_branch,omitempty"`
-	GitTag        *string                `protobuf:"bytes,7,opt,name=git_tag,json=gitTag" json:"git_tag,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Dotted numbers only; clients parse them.
+	Version   *string `protobuf:"bytes,1,req,name=version" json:"version,omitempty"`
+	BuildDate *string `protobuf:"bytes,2,opt,name=build_date,json=buildDate" json:"build_date,omitempty"`
+	// Seconds since the Unix epoch.
+	BuildTime     *float64 `protobuf:"fixed64,3,opt,name=build_time,json=buildTime" json:"build_time,omitempty"`
+	BuildUser     *string  `protobuf:"bytes,4,opt,name=build_user,json=buildUser" json:"build_user,omitempty"`
+	GitSha        *string  `protobuf:"bytes,5,opt,name=git_sha,json=gitSha" json:"git_sha,omitempty"`
+	GitBranch     *string  `protobuf:"bytes,6,opt,name=git_branch,json=gitBranch" json:"git_branch,omitempty"`
+	GitTag        *string  `protobuf:"bytes,7,opt,name=git_tag,json=gitTag" json:"git_tag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -9469,6 +9769,7 @@ func (x *VersionInfo) GetGitTag() string {
 	return ""
 }
 
+// A setting that a master or agent runs with.
 type Flag struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          *string                `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
@@ -9521,12 +9822,14 @@ func (x *Flag) GetValue() string {
 	return ""
 }
 
+// A role with what it has.
 type Role struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          *string                `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
-	Weight        *float64               `protobuf:"fixed64,2,req,name=weight" json:"weight,omitempty"`
-	Frameworks    []*FrameworkID         `protobuf:"bytes,3,rep,name=frameworks" json:"frameworks,omitempty"`
-	Resources     []*Resource            `protobuf:"bytes,4,rep,name=resources" json:"resources,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Name       *string                `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
+	Weight     *float64               `protobuf:"fixed64,2,req,name=weight" json:"weight,omitempty"`
+	Frameworks []*FrameworkID         `protobuf:"bytes,3,rep,name=frameworks" json:"frameworks,omitempty"`
+	// Offered or allocated to it.
+	Resources     []*Resource `protobuf:"bytes,4,rep,name=resources" json:"resources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -9589,6 +9892,7 @@ func (x *Role) GetResources() []*Resource {
 	return nil
 }
 
+// A metric's value now.
 type Metric struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          *string                `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
@@ -9641,15 +9945,20 @@ func (x *Metric) GetValue() float64 {
 	return 0
 }
 
+// An entry of a folder.
 type FileInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Path          *string                `protobuf:"bytes,1,req,name=path" json:"path,omitempty"`
-	Nlink         *int32                 `protobuf:"varint,2,opt,name=nlink" json:"nlink,omitempty"`
-	Size          *uint64                `protobuf:"varint,3,opt,name=size" json:"size,omitempty"`
-	Mtime         *TimeInfo              `protobuf:"bytes,4,opt,name=mtime" json:"mtime,omitempty"`
-	Mode          *uint32                `protobuf:"varint,5,opt,name=mode" json:"mode,omitempty"`
-	Uid           *string                `protobuf:"bytes,6,opt,name=uid" json:"uid,omitempty"`
-	Gid           *string                `protobuf:"bytes,7,opt,name=gid" json:"gid,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  *string                `protobuf:"bytes,1,req,name=path" json:"path,omitempty"`
+	Nlink *int32                 `protobuf:"varint,2,opt,name=nlink" json:"nlink,omitempty"`
+	// Bytes.
+	Size  *uint64   `protobuf:"varint,3,opt,name=size" json:"size,omitempty"`
+	Mtime *TimeInfo `protobuf:"bytes,4,opt,name=mtime" json:"mtime,omitempty"`
+	// st_mode of stat(2).
+	Mode *uint32 `protobuf:"varint,5,opt,name=mode" json:"mode,omitempty"`
+	// The owner's name, or the number of one without.
+	Uid *string `protobuf:"bytes,6,opt,name=uid" json:"uid,omitempty"`
+	// The group's name, or the number of one without.
+	Gid           *string `protobuf:"bytes,7,opt,name=gid" json:"gid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -9733,6 +10042,7 @@ func (x *FileInfo) GetGid() string {
 	return ""
 }
 
+// A device node.
 type Device struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          *string                `protobuf:"bytes,1,opt,name=path" json:"path,omitempty"`
@@ -9785,6 +10095,7 @@ func (x *Device) GetNumber() *Device_Number {
 	return nil
 }
 
+// What may be done with a device.
 type DeviceAccess struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Device        *Device                `protobuf:"bytes,1,req,name=device" json:"device,omitempty"`
@@ -9837,6 +10148,7 @@ func (x *DeviceAccess) GetAccess() *DeviceAccess_Access {
 	return nil
 }
 
+// The devices that a container may use.
 type DeviceWhitelist struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	AllowedDevices []*DeviceAccess        `protobuf:"bytes,1,rep,name=allowed_devices,json=allowedDevices" json:"allowed_devices,omitempty"`
@@ -9881,12 +10193,15 @@ func (x *DeviceWhitelist) GetAllowedDevices() []*DeviceAccess {
 	return nil
 }
 
+// How an agent is drained.
 type DrainConfig struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	MaxGracePeriod *DurationInfo          `protobuf:"bytes,1,opt,name=max_grace_period,json=maxGracePeriod" json:"max_grace_period,omitempty"`
-	MarkGone       *bool                  `protobuf:"varint,2,opt,name=mark_gone,json=markGone,def=0" json:"mark_gone,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Shortens the grace that tasks ask for.
+	MaxGracePeriod *DurationInfo `protobuf:"bytes,1,opt,name=max_grace_period,json=maxGracePeriod" json:"max_grace_period,omitempty"`
+	// Marks the agent gone once drained.
+	MarkGone      *bool `protobuf:"varint,2,opt,name=mark_gone,json=markGone,def=0" json:"mark_gone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 // Default values for DrainConfig fields.
@@ -9938,6 +10253,7 @@ func (x *DrainConfig) GetMarkGone() bool {
 	return Default_DrainConfig_MarkGone
 }
 
+// An agent's draining.
 type DrainInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	State         *DrainState            `protobuf:"varint,1,req,name=state,enum=mesos.v1.DrainState" json:"state,omitempty"`
@@ -9990,6 +10306,7 @@ func (x *DrainInfo) GetConfig() *DrainConfig {
 	return nil
 }
 
+// Something newer than the first API that the framework understands.
 type FrameworkInfo_Capability struct {
 	state         protoimpl.MessageState         `protogen:"open.v1"`
 	Type          *FrameworkInfo_Capability_Type `protobuf:"varint,1,opt,name=type,enum=mesos.v1.FrameworkInfo_Capability_Type" json:"type,omitempty"`
@@ -10034,6 +10351,7 @@ func (x *FrameworkInfo_Capability) GetType() FrameworkInfo_Capability_Type {
 	return FrameworkInfo_Capability_UNKNOWN
 }
 
+// Runs a command in the task's container; the result is its exit code.
 type CheckInfo_Command struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Command       *CommandInfo           `protobuf:"bytes,1,req,name=command" json:"command,omitempty"`
@@ -10078,10 +10396,12 @@ func (x *CheckInfo_Command) GetCommand() *CommandInfo {
 	return nil
 }
 
+// Sends a GET to the task; the result is the status code.
 type CheckInfo_Http struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Port          *uint32                `protobuf:"varint,1,req,name=port" json:"port,omitempty"`
-	Path          *string                `protobuf:"bytes,2,opt,name=path" json:"path,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Port  *uint32                `protobuf:"varint,1,req,name=port" json:"port,omitempty"`
+	// With its leading slash.
+	Path          *string `protobuf:"bytes,2,opt,name=path" json:"path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -10130,6 +10450,7 @@ func (x *CheckInfo_Http) GetPath() string {
 	return ""
 }
 
+// Opens a connection to the task; the result is whether that worked.
 type CheckInfo_Tcp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Port          *uint32                `protobuf:"varint,1,req,name=port" json:"port,omitempty"`
@@ -10174,13 +10495,16 @@ func (x *CheckInfo_Tcp) GetPort() uint32 {
 	return 0
 }
 
+// Sends a GET to the task; 200 to 399 is healthy.
 type HealthCheck_HTTPCheckInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Protocol      *NetworkInfo_Protocol  `protobuf:"varint,5,opt,name=protocol,enum=mesos.v1.NetworkInfo_Protocol,def=1" json:"protocol,omitempty"`
-	Scheme        *string                `protobuf:"bytes,3,opt,name=scheme" json:"scheme,omitempty"`
-	Port          *uint32                `protobuf:"varint,1,req,name=port" json:"port,omitempty"`
-	Path          *string                `protobuf:"bytes,2,opt,name=path" json:"path,omitempty"`
-	Statuses      []uint32               `protobuf:"varint,4,rep,name=statuses" json:"statuses,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Protocol *NetworkInfo_Protocol  `protobuf:"varint,5,opt,name=protocol,enum=mesos.v1.NetworkInfo_Protocol,def=1" json:"protocol,omitempty"`
+	// `http` or `https`; certificates are not verified.
+	Scheme *string `protobuf:"bytes,3,opt,name=scheme" json:"scheme,omitempty"`
+	Port   *uint32 `protobuf:"varint,1,req,name=port" json:"port,omitempty"`
+	Path   *string `protobuf:"bytes,2,opt,name=path" json:"path,omitempty"`
+	// Not used.
+	Statuses      []uint32 `protobuf:"varint,4,rep,name=statuses" json:"statuses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -10255,6 +10579,7 @@ func (x *HealthCheck_HTTPCheckInfo) GetStatuses() []uint32 {
 	return nil
 }
 
+// Opens a connection to the task; healthy if that works.
 type HealthCheck_TCPCheckInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Protocol      *NetworkInfo_Protocol  `protobuf:"varint,2,opt,name=protocol,enum=mesos.v1.NetworkInfo_Protocol,def=1" json:"protocol,omitempty"`
@@ -10312,13 +10637,19 @@ func (x *HealthCheck_TCPCheckInfo) GetPort() uint32 {
 	return 0
 }
 
+// A file to fetch into the sandbox first.
 type CommandInfo_URI struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Value         *string                `protobuf:"bytes,1,req,name=value" json:"value,omitempty"`
-	Executable    *bool                  `protobuf:"varint,2,opt,name=executable" json:"executable,omitempty"`
-	Extract       *bool                  `protobuf:"varint,3,opt,name=extract,def=1" json:"extract,omitempty"`
-	Cache         *bool                  `protobuf:"varint,4,opt,name=cache" json:"cache,omitempty"`
-	OutputFile    *string                `protobuf:"bytes,5,opt,name=output_file,json=outputFile" json:"output_file,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A URL, or a path on the agent.
+	Value *string `protobuf:"bytes,1,req,name=value" json:"value,omitempty"`
+	// Makes the file executable; it is then not extracted.
+	Executable *bool `protobuf:"varint,2,opt,name=executable" json:"executable,omitempty"`
+	// Unpacks archives, judged by the name's ending.
+	Extract *bool `protobuf:"varint,3,opt,name=extract,def=1" json:"extract,omitempty"`
+	// Fetches through the agent's cache.
+	Cache *bool `protobuf:"varint,4,opt,name=cache" json:"cache,omitempty"`
+	// Path in the sandbox; by default the last segment of the URL's path.
+	OutputFile    *string `protobuf:"bytes,5,opt,name=output_file,json=outputFile" json:"output_file,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -10393,6 +10724,7 @@ func (x *CommandInfo_URI) GetOutputFile() string {
 	return ""
 }
 
+// Machines that tend to fail together: a zone of a region.
 type DomainInfo_FaultDomain struct {
 	state         protoimpl.MessageState             `protogen:"open.v1"`
 	Region        *DomainInfo_FaultDomain_RegionInfo `protobuf:"bytes,1,req,name=region" json:"region,omitempty"`
@@ -10445,6 +10777,7 @@ func (x *DomainInfo_FaultDomain) GetZone() *DomainInfo_FaultDomain_ZoneInfo {
 	return nil
 }
 
+// Far apart from others in latency.
 type DomainInfo_FaultDomain_RegionInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          *string                `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
@@ -10489,6 +10822,7 @@ func (x *DomainInfo_FaultDomain_RegionInfo) GetName() string {
 	return ""
 }
 
+// Near the other zones of its region, but with power and network of its own.
 type DomainInfo_FaultDomain_ZoneInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          *string                `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
@@ -10533,6 +10867,7 @@ func (x *DomainInfo_FaultDomain_ZoneInfo) GetName() string {
 	return ""
 }
 
+// Something newer that this master understands.
 type MasterInfo_Capability struct {
 	state         protoimpl.MessageState      `protogen:"open.v1"`
 	Type          *MasterInfo_Capability_Type `protobuf:"varint,1,opt,name=type,enum=mesos.v1.MasterInfo_Capability_Type" json:"type,omitempty"`
@@ -10577,6 +10912,7 @@ func (x *MasterInfo_Capability) GetType() MasterInfo_Capability_Type {
 	return MasterInfo_Capability_UNKNOWN
 }
 
+// Something newer that this agent understands.
 type AgentInfo_Capability struct {
 	state         protoimpl.MessageState     `protogen:"open.v1"`
 	Type          *AgentInfo_Capability_Type `protobuf:"varint,1,opt,name=type,enum=mesos.v1.AgentInfo_Capability_Type" json:"type,omitempty"`
@@ -10621,10 +10957,12 @@ func (x *AgentInfo_Capability) GetType() AgentInfo_Capability_Type {
 	return AgentInfo_Capability_UNKNOWN
 }
 
+// What a provider of storage needs.
 type ResourceProviderInfo_Storage struct {
-	state                         protoimpl.MessageState `protogen:"open.v1"`
-	Plugin                        *CSIPluginInfo         `protobuf:"bytes,1,req,name=plugin" json:"plugin,omitempty"`
-	ReconciliationIntervalSeconds *float64               `protobuf:"fixed64,2,opt,name=reconciliation_interval_seconds,json=reconciliationIntervalSeconds" json:"reconciliation_interval_seconds,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Plugin *CSIPluginInfo         `protobuf:"bytes,1,req,name=plugin" json:"plugin,omitempty"`
+	// How often the plugin's volumes are compared with what is known; 0 is never.
+	ReconciliationIntervalSeconds *float64 `protobuf:"fixed64,2,opt,name=reconciliation_interval_seconds,json=reconciliationIntervalSeconds" json:"reconciliation_interval_seconds,omitempty"`
 	unknownFields                 protoimpl.UnknownFields
 	sizeCache                     protoimpl.SizeCache
 }
@@ -10673,6 +11011,7 @@ func (x *ResourceProviderInfo_Storage) GetReconciliationIntervalSeconds() float6
 	return 0
 }
 
+// A quantity; Infinity where no limit is meant.
 type Value_Scalar struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Value         *float64               `protobuf:"fixed64,1,req,name=value" json:"value,omitempty"`
@@ -10717,10 +11056,12 @@ func (x *Value_Scalar) GetValue() float64 {
 	return 0
 }
 
+// All integers from begin to end.
 type Value_Range struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Begin         *uint64                `protobuf:"varint,1,req,name=begin" json:"begin,omitempty"`
-	End           *uint64                `protobuf:"varint,2,req,name=end" json:"end,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Begin *uint64                `protobuf:"varint,1,req,name=begin" json:"begin,omitempty"`
+	// Inclusive.
+	End           *uint64 `protobuf:"varint,2,req,name=end" json:"end,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -10769,6 +11110,7 @@ func (x *Value_Range) GetEnd() uint64 {
 	return 0
 }
 
+// Integers, as ranges that do not overlap.
 type Value_Ranges struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Range         []*Value_Range         `protobuf:"bytes,1,rep,name=range" json:"range,omitempty"`
@@ -10813,6 +11155,7 @@ func (x *Value_Ranges) GetRange() []*Value_Range {
 	return nil
 }
 
+// Distinct words, in no order.
 type Value_Set struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Item          []string               `protobuf:"bytes,1,rep,name=item" json:"item,omitempty"`
@@ -10857,6 +11200,7 @@ func (x *Value_Set) GetItem() []string {
 	return nil
 }
 
+// A word; for attributes only.
 type Value_Text struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Value         *string                `protobuf:"bytes,1,req,name=value" json:"value,omitempty"`
@@ -10901,6 +11245,7 @@ func (x *Value_Text) GetValue() string {
 	return ""
 }
 
+// To whom it was offered or given.
 type Resource_AllocationInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Role          *string                `protobuf:"bytes,1,opt,name=role" json:"role,omitempty"`
@@ -10945,12 +11290,14 @@ func (x *Resource_AllocationInfo) GetRole() string {
 	return ""
 }
 
+// One level of a reservation.
 type Resource_ReservationInfo struct {
-	state         protoimpl.MessageState         `protogen:"open.v1"`
-	Type          *Resource_ReservationInfo_Type `protobuf:"varint,4,opt,name=type,enum=mesos.v1.Resource_ReservationInfo_Type" json:"type,omitempty"`
-	Role          *string                        `protobuf:"bytes,3,opt,name=role" json:"role,omitempty"`
-	Principal     *string                        `protobuf:"bytes,1,opt,name=principal" json:"principal,omitempty"`
-	Labels        *Labels                        `protobuf:"bytes,2,opt,name=labels" json:"labels,omitempty"`
+	state protoimpl.MessageState         `protogen:"open.v1"`
+	Type  *Resource_ReservationInfo_Type `protobuf:"varint,4,opt,name=type,enum=mesos.v1.Resource_ReservationInfo_Type" json:"type,omitempty"`
+	Role  *string                        `protobuf:"bytes,3,opt,name=role" json:"role,omitempty"`
+	// Who reserved it.
+	Principal     *string `protobuf:"bytes,1,opt,name=principal" json:"principal,omitempty"`
+	Labels        *Labels `protobuf:"bytes,2,opt,name=labels" json:"labels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -11013,11 +11360,13 @@ func (x *Resource_ReservationInfo) GetLabels() *Labels {
 	return nil
 }
 
+// What kind of disk, and whether it is a volume that outlives tasks.
 type Resource_DiskInfo struct {
-	state         protoimpl.MessageState         `protogen:"open.v1"`
-	Persistence   *Resource_DiskInfo_Persistence `protobuf:"bytes,1,opt,name=persistence" json:"persistence,omitempty"`
-	Volume        *Volume                        `protobuf:"bytes,2,opt,name=volume" json:"volume,omitempty"`
-	Source        *Resource_DiskInfo_Source      `protobuf:"bytes,3,opt,name=source" json:"source,omitempty"`
+	state       protoimpl.MessageState         `protogen:"open.v1"`
+	Persistence *Resource_DiskInfo_Persistence `protobuf:"bytes,1,opt,name=persistence" json:"persistence,omitempty"`
+	// Where the volume is mounted in the container.
+	Volume        *Volume                   `protobuf:"bytes,2,opt,name=volume" json:"volume,omitempty"`
+	Source        *Resource_DiskInfo_Source `protobuf:"bytes,3,opt,name=source" json:"source,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -11073,6 +11422,7 @@ func (x *Resource_DiskInfo) GetSource() *Resource_DiskInfo_Source {
 	return nil
 }
 
+// Present when it may be taken back at any time.
 type Resource_RevocableInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -11109,6 +11459,7 @@ func (*Resource_RevocableInfo) Descriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{30, 3}
 }
 
+// Present when several tasks may hold it at once.
 type Resource_SharedInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -11145,10 +11496,13 @@ func (*Resource_SharedInfo) Descriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{30, 4}
 }
 
+// Makes it a persistent volume.
 type Resource_DiskInfo_Persistence struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            *string                `protobuf:"bytes,1,req,name=id" json:"id,omitempty"`
-	Principal     *string                `protobuf:"bytes,2,opt,name=principal" json:"principal,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unique per role and agent.
+	Id *string `protobuf:"bytes,1,req,name=id" json:"id,omitempty"`
+	// Who created the volume.
+	Principal     *string `protobuf:"bytes,2,opt,name=principal" json:"principal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -11197,15 +11551,18 @@ func (x *Resource_DiskInfo_Persistence) GetPrincipal() string {
 	return ""
 }
 
+// The disk that it is on; unset is the disk of the agent's work folder.
 type Resource_DiskInfo_Source struct {
-	state         protoimpl.MessageState          `protogen:"open.v1"`
-	Type          *Resource_DiskInfo_Source_Type  `protobuf:"varint,1,req,name=type,enum=mesos.v1.Resource_DiskInfo_Source_Type" json:"type,omitempty"`
-	Path          *Resource_DiskInfo_Source_Path  `protobuf:"bytes,2,opt,name=path" json:"path,omitempty"`
-	Mount         *Resource_DiskInfo_Source_Mount `protobuf:"bytes,3,opt,name=mount" json:"mount,omitempty"`
-	Vendor        *string                         `protobuf:"bytes,7,opt,name=vendor" json:"vendor,omitempty"`
-	Id            *string                         `protobuf:"bytes,4,opt,name=id" json:"id,omitempty"`
-	Metadata      *Labels                         `protobuf:"bytes,5,opt,name=metadata" json:"metadata,omitempty"`
-	Profile       *string                         `protobuf:"bytes,6,opt,name=profile" json:"profile,omitempty"`
+	state protoimpl.MessageState          `protogen:"open.v1"`
+	Type  *Resource_DiskInfo_Source_Type  `protobuf:"varint,1,req,name=type,enum=mesos.v1.Resource_DiskInfo_Source_Type" json:"type,omitempty"`
+	Path  *Resource_DiskInfo_Source_Path  `protobuf:"bytes,2,opt,name=path" json:"path,omitempty"`
+	Mount *Resource_DiskInfo_Source_Mount `protobuf:"bytes,3,opt,name=mount" json:"mount,omitempty"`
+	// With `id` and `metadata`, names the disk to its provider.
+	Vendor   *string `protobuf:"bytes,7,opt,name=vendor" json:"vendor,omitempty"`
+	Id       *string `protobuf:"bytes,4,opt,name=id" json:"id,omitempty"`
+	Metadata *Labels `protobuf:"bytes,5,opt,name=metadata" json:"metadata,omitempty"`
+	// Name of the class of storage.
+	Profile       *string `protobuf:"bytes,6,opt,name=profile" json:"profile,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -11289,6 +11646,7 @@ func (x *Resource_DiskInfo_Source) GetProfile() string {
 	return ""
 }
 
+// A folder.
 type Resource_DiskInfo_Source_Path struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Root          *string                `protobuf:"bytes,1,opt,name=root" json:"root,omitempty"`
@@ -11333,6 +11691,7 @@ func (x *Resource_DiskInfo_Source_Path) GetRoot() string {
 	return ""
 }
 
+// A file system.
 type Resource_DiskInfo_Source_Mount struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Root          *string                `protobuf:"bytes,1,opt,name=root" json:"root,omitempty"`
@@ -11377,6 +11736,7 @@ func (x *Resource_DiskInfo_Source_Mount) GetRoot() string {
 	return ""
 }
 
+// How a rate was distributed over a window.
 type ResourceStatistics_RatePercentiles struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Min           *uint64                `protobuf:"varint,1,opt,name=min" json:"min,omitempty"`
@@ -11485,12 +11845,15 @@ func (x *ResourceStatistics_RatePercentiles) GetSamples() uint64 {
 	return 0
 }
 
+// Rates of a container's network, per second.
 type ResourceStatistics_RateStatistics struct {
-	state                protoimpl.MessageState              `protogen:"open.v1"`
-	RxRate               *ResourceStatistics_RatePercentiles `protobuf:"bytes,1,opt,name=rx_rate,json=rxRate" json:"rx_rate,omitempty"`
-	RxPacketRate         *ResourceStatistics_RatePercentiles `protobuf:"bytes,2,opt,name=rx_packet_rate,json=rxPacketRate" json:"rx_packet_rate,omitempty"`
-	RxDropRate           *ResourceStatistics_RatePercentiles `protobuf:"bytes,3,opt,name=rx_drop_rate,json=rxDropRate" json:"rx_drop_rate,omitempty"`
-	RxErrorRate          *ResourceStatistics_RatePercentiles `protobuf:"bytes,4,opt,name=rx_error_rate,json=rxErrorRate" json:"rx_error_rate,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes received.
+	RxRate       *ResourceStatistics_RatePercentiles `protobuf:"bytes,1,opt,name=rx_rate,json=rxRate" json:"rx_rate,omitempty"`
+	RxPacketRate *ResourceStatistics_RatePercentiles `protobuf:"bytes,2,opt,name=rx_packet_rate,json=rxPacketRate" json:"rx_packet_rate,omitempty"`
+	RxDropRate   *ResourceStatistics_RatePercentiles `protobuf:"bytes,3,opt,name=rx_drop_rate,json=rxDropRate" json:"rx_drop_rate,omitempty"`
+	RxErrorRate  *ResourceStatistics_RatePercentiles `protobuf:"bytes,4,opt,name=rx_error_rate,json=rxErrorRate" json:"rx_error_rate,omitempty"`
+	// Bytes sent.
 	TxRate               *ResourceStatistics_RatePercentiles `protobuf:"bytes,5,opt,name=tx_rate,json=txRate" json:"tx_rate,omitempty"`
 	TxPacketRate         *ResourceStatistics_RatePercentiles `protobuf:"bytes,6,opt,name=tx_packet_rate,json=txPacketRate" json:"tx_packet_rate,omitempty"`
 	TxDropRate           *ResourceStatistics_RatePercentiles `protobuf:"bytes,7,opt,name=tx_drop_rate,json=txDropRate" json:"tx_drop_rate,omitempty"`
@@ -11601,9 +11964,11 @@ func (x *ResourceStatistics_RateStatistics) GetSamplingIntervalSecs() float64 {
 	return 0
 }
 
+// One executor with its container.
 type ResourceUsage_Executor struct {
-	state         protoimpl.MessageState         `protogen:"open.v1"`
-	ExecutorInfo  *ExecutorInfo                  `protobuf:"bytes,1,req,name=executor_info,json=executorInfo" json:"executor_info,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	ExecutorInfo *ExecutorInfo          `protobuf:"bytes,1,req,name=executor_info,json=executorInfo" json:"executor_info,omitempty"`
+	// To the executor and its tasks.
 	Allocated     []*Resource                    `protobuf:"bytes,2,rep,name=allocated" json:"allocated,omitempty"`
 	Statistics    *ResourceStatistics            `protobuf:"bytes,3,opt,name=statistics" json:"statistics,omitempty"`
 	ContainerId   *ContainerID                   `protobuf:"bytes,4,req,name=container_id,json=containerId" json:"container_id,omitempty"`
@@ -11677,6 +12042,7 @@ func (x *ResourceUsage_Executor) GetTasks() []*ResourceUsage_Executor_Task {
 	return nil
 }
 
+// A task of the executor.
 type ResourceUsage_Executor_Task struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          *string                `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
@@ -11745,6 +12111,7 @@ func (x *ResourceUsage_Executor_Task) GetLabels() *Labels {
 	return nil
 }
 
+// Amounts by resource name.
 type OfferFilters_ResourceQuantities struct {
 	state         protoimpl.MessageState   `protogen:"open.v1"`
 	Quantities    map[string]*Value_Scalar `protobuf:"bytes,1,rep,name=quantities" json:"quantities,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -11789,6 +12156,7 @@ func (x *OfferFilters_ResourceQuantities) GetQuantities() map[string]*Value_Scal
 	return nil
 }
 
+// Alternatives: an offer must cover one of them. None at all takes any offer.
 type OfferFilters_MinAllocatableResources struct {
 	state         protoimpl.MessageState             `protogen:"open.v1"`
 	Quantities    []*OfferFilters_ResourceQuantities `protobuf:"bytes,1,rep,name=quantities" json:"quantities,omitempty"`
@@ -11833,9 +12201,11 @@ func (x *OfferFilters_MinAllocatableResources) GetQuantities() []*OfferFilters_R
 	return nil
 }
 
+// Something to do with offered resources.
 type Offer_Operation struct {
-	state         protoimpl.MessageState        `protogen:"open.v1"`
-	Type          *Offer_Operation_Type         `protobuf:"varint,1,opt,name=type,enum=mesos.v1.Offer_Operation_Type" json:"type,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Type  *Offer_Operation_Type  `protobuf:"varint,1,opt,name=type,enum=mesos.v1.Offer_Operation_Type" json:"type,omitempty"`
+	// Set it to be told the outcome; not for launches.
 	Id            *OperationID                  `protobuf:"bytes,12,opt,name=id" json:"id,omitempty"`
 	Launch        *Offer_Operation_Launch       `protobuf:"bytes,2,opt,name=launch" json:"launch,omitempty"`
 	LaunchGroup   *Offer_Operation_LaunchGroup  `protobuf:"bytes,7,opt,name=launch_group,json=launchGroup" json:"launch_group,omitempty"`
@@ -11965,6 +12335,7 @@ func (x *Offer_Operation) GetDestroyDisk() *Offer_Operation_DestroyDisk {
 	return nil
 }
 
+// Launches tasks, each by itself.
 type Offer_Operation_Launch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TaskInfos     []*TaskInfo            `protobuf:"bytes,1,rep,name=task_infos,json=taskInfos" json:"task_infos,omitempty"`
@@ -12009,6 +12380,7 @@ func (x *Offer_Operation_Launch) GetTaskInfos() []*TaskInfo {
 	return nil
 }
 
+// Launches tasks together, all or none, under one executor.
 type Offer_Operation_LaunchGroup struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Executor      *ExecutorInfo          `protobuf:"bytes,1,req,name=executor" json:"executor,omitempty"`
@@ -12061,10 +12433,14 @@ func (x *Offer_Operation_LaunchGroup) GetTaskGroup() *TaskGroupInfo {
 	return nil
 }
 
+// Puts a reservation on resources.
 type Offer_Operation_Reserve struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Source        []*Resource            `protobuf:"bytes,2,rep,name=source" json:"source,omitempty"`
-	Resources     []*Resource            `protobuf:"bytes,1,rep,name=resources" json:"resources,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The same resources as they are now, where a reservation is to be replaced; not for
+	// frameworks.
+	Source []*Resource `protobuf:"bytes,2,rep,name=source" json:"source,omitempty"`
+	// As they shall be.
+	Resources     []*Resource `protobuf:"bytes,1,rep,name=resources" json:"resources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -12113,9 +12489,11 @@ func (x *Offer_Operation_Reserve) GetResources() []*Resource {
 	return nil
 }
 
+// Takes the last level of the reservation off.
 type Offer_Operation_Unreserve struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Resources     []*Resource            `protobuf:"bytes,1,rep,name=resources" json:"resources,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As they are now.
+	Resources     []*Resource `protobuf:"bytes,1,rep,name=resources" json:"resources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -12157,6 +12535,7 @@ func (x *Offer_Operation_Unreserve) GetResources() []*Resource {
 	return nil
 }
 
+// Makes persistent volumes of reserved disk.
 type Offer_Operation_Create struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volumes       []*Resource            `protobuf:"bytes,1,rep,name=volumes" json:"volumes,omitempty"`
@@ -12201,6 +12580,7 @@ func (x *Offer_Operation_Create) GetVolumes() []*Resource {
 	return nil
 }
 
+// Destroys persistent volumes and what is in them.
 type Offer_Operation_Destroy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volumes       []*Resource            `protobuf:"bytes,1,rep,name=volumes" json:"volumes,omitempty"`
@@ -12245,6 +12625,7 @@ func (x *Offer_Operation_Destroy) GetVolumes() []*Resource {
 	return nil
 }
 
+// Adds disk to a persistent volume.
 type Offer_Operation_GrowVolume struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        *Resource              `protobuf:"bytes,1,req,name=volume" json:"volume,omitempty"`
@@ -12297,10 +12678,12 @@ func (x *Offer_Operation_GrowVolume) GetAddition() *Resource {
 	return nil
 }
 
+// Takes disk away from a persistent volume.
 type Offer_Operation_ShrinkVolume struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Volume        *Resource              `protobuf:"bytes,1,req,name=volume" json:"volume,omitempty"`
-	Subtract      *Value_Scalar          `protobuf:"bytes,2,req,name=subtract" json:"subtract,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume *Resource              `protobuf:"bytes,1,req,name=volume" json:"volume,omitempty"`
+	// MiB.
+	Subtract      *Value_Scalar `protobuf:"bytes,2,req,name=subtract" json:"subtract,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -12349,9 +12732,11 @@ func (x *Offer_Operation_ShrinkVolume) GetSubtract() *Value_Scalar {
 	return nil
 }
 
+// Makes a disk out of raw space.
 type Offer_Operation_CreateDisk struct {
-	state         protoimpl.MessageState         `protogen:"open.v1"`
-	Source        *Resource                      `protobuf:"bytes,1,req,name=source" json:"source,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Source *Resource              `protobuf:"bytes,1,req,name=source" json:"source,omitempty"`
+	// MOUNT or BLOCK.
 	TargetType    *Resource_DiskInfo_Source_Type `protobuf:"varint,2,req,name=target_type,json=targetType,enum=mesos.v1.Resource_DiskInfo_Source_Type" json:"target_type,omitempty"`
 	TargetProfile *string                        `protobuf:"bytes,3,opt,name=target_profile,json=targetProfile" json:"target_profile,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -12409,6 +12794,7 @@ func (x *Offer_Operation_CreateDisk) GetTargetProfile() string {
 	return ""
 }
 
+// Turns a disk back into raw space, destroying what is on it.
 type Offer_Operation_DestroyDisk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Source        *Resource              `protobuf:"bytes,1,req,name=source" json:"source,omitempty"`
@@ -12453,6 +12839,7 @@ func (x *Offer_Operation_DestroyDisk) GetSource() *Resource {
 	return nil
 }
 
+// Of a command.
 type CheckStatusInfo_Command struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ExitCode      *int32                 `protobuf:"varint,1,opt,name=exit_code,json=exitCode" json:"exit_code,omitempty"`
@@ -12497,6 +12884,7 @@ func (x *CheckStatusInfo_Command) GetExitCode() int32 {
 	return 0
 }
 
+// Of a request.
 type CheckStatusInfo_Http struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	StatusCode    *uint32                `protobuf:"varint,1,opt,name=status_code,json=statusCode" json:"status_code,omitempty"`
@@ -12541,6 +12929,7 @@ func (x *CheckStatusInfo_Http) GetStatusCode() uint32 {
 	return 0
 }
 
+// Of a connection.
 type CheckStatusInfo_Tcp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Succeeded     *bool                  `protobuf:"varint,1,opt,name=succeeded" json:"succeeded,omitempty"`
@@ -12585,6 +12974,7 @@ func (x *CheckStatusInfo_Tcp) GetSucceeded() bool {
 	return false
 }
 
+// One variable, its value given or held by a secret.
 type Environment_Variable struct {
 	state         protoimpl.MessageState     `protogen:"open.v1"`
 	Name          *string                    `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
@@ -12658,10 +13048,12 @@ func (x *Environment_Variable) GetSecret() *Secret {
 	return nil
 }
 
+// Where a secret store has it.
 type Secret_Reference struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          *string                `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
-	Key           *string                `protobuf:"bytes,2,opt,name=key" json:"key,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  *string                `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
+	// Which of several values under the name.
+	Key           *string `protobuf:"bytes,2,opt,name=key" json:"key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -12710,6 +13102,7 @@ func (x *Secret_Reference) GetKey() string {
 	return ""
 }
 
+// The secret itself.
 type Secret_Value struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,req,name=data" json:"data,omitempty"`
@@ -12754,11 +13147,13 @@ func (x *Secret_Value) GetData() []byte {
 	return nil
 }
 
+// An image in the App Container format.
 type Image_Appc struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          *string                `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
-	Id            *string                `protobuf:"bytes,2,opt,name=id" json:"id,omitempty"`
-	Labels        *Labels                `protobuf:"bytes,3,opt,name=labels" json:"labels,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  *string                `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
+	// As in `sha512-...`.
+	Id            *string `protobuf:"bytes,2,opt,name=id" json:"id,omitempty"`
+	Labels        *Labels `protobuf:"bytes,3,opt,name=labels" json:"labels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -12814,12 +13209,15 @@ func (x *Image_Appc) GetLabels() *Labels {
 	return nil
 }
 
+// An image in Docker's or OCI's format, from a registry.
 type Image_Docker struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Name  *string                `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
+	// As in `registry.example.com/name:tag` or `name@sha256:...`.
+	Name *string `protobuf:"bytes,1,req,name=name" json:"name,omitempty"`
 	// Deprecated: Marked as deprecated in mesos/v1/mesos.proto.
-	Credential    *Credential `protobuf:"bytes,2,opt,name=credential" json:"credential,omitempty"`
-	Config        *Secret     `protobuf:"bytes,3,opt,name=config" json:"config,omitempty"`
+	Credential *Credential `protobuf:"bytes,2,opt,name=credential" json:"credential,omitempty"`
+	// Credentials, in the form of Docker's config.json.
+	Config        *Secret `protobuf:"bytes,3,opt,name=config" json:"config,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -12876,6 +13274,7 @@ func (x *Image_Docker) GetConfig() *Secret {
 	return nil
 }
 
+// Where it comes from.
 type Volume_Source struct {
 	state         protoimpl.MessageState      `protogen:"open.v1"`
 	Type          *Volume_Source_Type         `protobuf:"varint,1,opt,name=type,enum=mesos.v1.Volume_Source_Type" json:"type,omitempty"`
@@ -12960,6 +13359,7 @@ func (x *Volume_Source) GetCsiVolume() *Volume_Source_CSIVolume {
 	return nil
 }
 
+// A volume of a Docker volume driver.
 type Volume_Source_DockerVolume struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Driver        *string                `protobuf:"bytes,1,opt,name=driver" json:"driver,omitempty"`
@@ -13020,10 +13420,12 @@ func (x *Volume_Source_DockerVolume) GetDriverOptions() *Parameters {
 	return nil
 }
 
+// A file or folder of the agent's machine.
 type Volume_Source_HostPath struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Path             *string                `protobuf:"bytes,1,req,name=path" json:"path,omitempty"`
-	MountPropagation *MountPropagation      `protobuf:"bytes,2,opt,name=mount_propagation,json=mountPropagation" json:"mount_propagation,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Absolute.
+	Path             *string           `protobuf:"bytes,1,req,name=path" json:"path,omitempty"`
+	MountPropagation *MountPropagation `protobuf:"bytes,2,opt,name=mount_propagation,json=mountPropagation" json:"mount_propagation,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -13072,10 +13474,12 @@ func (x *Volume_Source_HostPath) GetMountPropagation() *MountPropagation {
 	return nil
 }
 
+// A file or folder of a sandbox.
 type Volume_Source_SandboxPath struct {
-	state         protoimpl.MessageState          `protogen:"open.v1"`
-	Type          *Volume_Source_SandboxPath_Type `protobuf:"varint,1,opt,name=type,enum=mesos.v1.Volume_Source_SandboxPath_Type" json:"type,omitempty"`
-	Path          *string                         `protobuf:"bytes,2,req,name=path" json:"path,omitempty"`
+	state protoimpl.MessageState          `protogen:"open.v1"`
+	Type  *Volume_Source_SandboxPath_Type `protobuf:"varint,1,opt,name=type,enum=mesos.v1.Volume_Source_SandboxPath_Type" json:"type,omitempty"`
+	// Relative to the sandbox.
+	Path          *string `protobuf:"bytes,2,req,name=path" json:"path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -13124,6 +13528,7 @@ func (x *Volume_Source_SandboxPath) GetPath() string {
 	return ""
 }
 
+// A volume of a storage plugin.
 type Volume_Source_CSIVolume struct {
 	state              protoimpl.MessageState                      `protogen:"open.v1"`
 	PluginName         *string                                     `protobuf:"bytes,1,req,name=plugin_name,json=pluginName" json:"plugin_name,omitempty"`
@@ -13176,6 +13581,7 @@ func (x *Volume_Source_CSIVolume) GetStaticProvisioning() *Volume_Source_CSIVolu
 	return nil
 }
 
+// How the volume is used.
 type Volume_Source_CSIVolume_VolumeCapability struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to AccessType:
@@ -13268,15 +13674,17 @@ func (*Volume_Source_CSIVolume_VolumeCapability_Block) isVolume_Source_CSIVolume
 func (*Volume_Source_CSIVolume_VolumeCapability_Mount) isVolume_Source_CSIVolume_VolumeCapability_AccessType() {
 }
 
+// A volume that is there already.
 type Volume_Source_CSIVolume_StaticProvisioning struct {
 	state              protoimpl.MessageState                    `protogen:"open.v1"`
 	VolumeId           *string                                   `protobuf:"bytes,1,req,name=volume_id,json=volumeId" json:"volume_id,omitempty"`
 	VolumeCapability   *Volume_Source_CSIVolume_VolumeCapability `protobuf:"bytes,2,req,name=volume_capability,json=volumeCapability" json:"volume_capability,omitempty"`
 	NodeStageSecrets   map[string]*Secret                        `protobuf:"bytes,3,rep,name=node_stage_secrets,json=nodeStageSecrets" json:"node_stage_secrets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	NodePublishSecrets map[string]*Secret                        `protobuf:"bytes,4,rep,name=node_publish_secrets,json=nodePublishSecrets" json:"node_publish_secrets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	VolumeContext      map[string]string                         `protobuf:"bytes,5,rep,name=volume_context,json=volumeContext" json:"volume_context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Handed to the plugin as it is.
+	VolumeContext map[string]string `protobuf:"bytes,5,rep,name=volume_context,json=volumeContext" json:"volume_context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Volume_Source_CSIVolume_StaticProvisioning) Reset() {
@@ -13344,10 +13752,12 @@ func (x *Volume_Source_CSIVolume_StaticProvisioning) GetVolumeContext() map[stri
 	return nil
 }
 
+// As a file system.
 type Volume_Source_CSIVolume_VolumeCapability_MountVolume struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	FsType        *string                `protobuf:"bytes,1,opt,name=fs_type,json=fsType" json:"fs_type,omitempty"`
-	MountFlags    []string               `protobuf:"bytes,2,rep,name=mount_flags,json=mountFlags" json:"mount_flags,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	FsType *string                `protobuf:"bytes,1,opt,name=fs_type,json=fsType" json:"fs_type,omitempty"`
+	// Options for mount(8).
+	MountFlags    []string `protobuf:"bytes,2,rep,name=mount_flags,json=mountFlags" json:"mount_flags,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -13396,6 +13806,7 @@ func (x *Volume_Source_CSIVolume_VolumeCapability_MountVolume) GetMountFlags() [
 	return nil
 }
 
+// By how many it is used.
 type Volume_Source_CSIVolume_VolumeCapability_AccessMode struct {
 	state         protoimpl.MessageState                                    `protogen:"open.v1"`
 	Mode          *Volume_Source_CSIVolume_VolumeCapability_AccessMode_Mode `protobuf:"varint,1,req,name=mode,enum=mesos.v1.Volume_Source_CSIVolume_VolumeCapability_AccessMode_Mode" json:"mode,omitempty"`
@@ -13440,6 +13851,7 @@ func (x *Volume_Source_CSIVolume_VolumeCapability_AccessMode) GetMode() Volume_S
 	return Volume_Source_CSIVolume_VolumeCapability_AccessMode_UNKNOWN
 }
 
+// As a block device.
 type Volume_Source_CSIVolume_VolumeCapability_BlockVolume struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -13476,6 +13888,7 @@ func (*Volume_Source_CSIVolume_VolumeCapability_BlockVolume) Descriptor() ([]byt
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{65, 0, 3, 0, 2}
 }
 
+// An address: asked for, or assigned.
 type NetworkInfo_IPAddress struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Protocol      *NetworkInfo_Protocol  `protobuf:"varint,1,opt,name=protocol,enum=mesos.v1.NetworkInfo_Protocol,def=1" json:"protocol,omitempty"`
@@ -13533,11 +13946,13 @@ func (x *NetworkInfo_IPAddress) GetIpAddress() string {
 	return ""
 }
 
+// A port of the machine that leads to one of the container.
 type NetworkInfo_PortMapping struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	HostPort      *uint32                `protobuf:"varint,1,req,name=host_port,json=hostPort" json:"host_port,omitempty"`
 	ContainerPort *uint32                `protobuf:"varint,2,req,name=container_port,json=containerPort" json:"container_port,omitempty"`
-	Protocol      *string                `protobuf:"bytes,3,opt,name=protocol" json:"protocol,omitempty"`
+	// `tcp` or `udp`.
+	Protocol      *string `protobuf:"bytes,3,opt,name=protocol" json:"protocol,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -13593,6 +14008,7 @@ func (x *NetworkInfo_PortMapping) GetProtocol() string {
 	return ""
 }
 
+// One limit; neither `hard` nor `soft` is no limit.
 type RLimitInfo_RLimit struct {
 	state         protoimpl.MessageState  `protogen:"open.v1"`
 	Type          *RLimitInfo_RLimit_Type `protobuf:"varint,1,opt,name=type,enum=mesos.v1.RLimitInfo_RLimit_Type" json:"type,omitempty"`
@@ -13653,6 +14069,7 @@ func (x *RLimitInfo_RLimit) GetSoft() uint64 {
 	return 0
 }
 
+// In characters.
 type TTYInfo_WindowSize struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rows          *uint32                `protobuf:"varint,1,req,name=rows" json:"rows,omitempty"`
@@ -13705,14 +14122,18 @@ func (x *TTYInfo_WindowSize) GetColumns() uint32 {
 	return 0
 }
 
+// What is handed to a Docker daemon.
 type ContainerInfo_DockerInfo struct {
-	state          protoimpl.MessageState                  `protogen:"open.v1"`
-	Image          *string                                 `protobuf:"bytes,1,req,name=image" json:"image,omitempty"`
-	Network        *ContainerInfo_DockerInfo_Network       `protobuf:"varint,2,opt,name=network,enum=mesos.v1.ContainerInfo_DockerInfo_Network,def=1" json:"network,omitempty"`
-	PortMappings   []*ContainerInfo_DockerInfo_PortMapping `protobuf:"bytes,3,rep,name=port_mappings,json=portMappings" json:"port_mappings,omitempty"`
-	Privileged     *bool                                   `protobuf:"varint,4,opt,name=privileged,def=0" json:"privileged,omitempty"`
-	Parameters     []*Parameter                            `protobuf:"bytes,5,rep,name=parameters" json:"parameters,omitempty"`
-	ForcePullImage *bool                                   `protobuf:"varint,6,opt,name=force_pull_image,json=forcePullImage" json:"force_pull_image,omitempty"`
+	state        protoimpl.MessageState                  `protogen:"open.v1"`
+	Image        *string                                 `protobuf:"bytes,1,req,name=image" json:"image,omitempty"`
+	Network      *ContainerInfo_DockerInfo_Network       `protobuf:"varint,2,opt,name=network,enum=mesos.v1.ContainerInfo_DockerInfo_Network,def=1" json:"network,omitempty"`
+	PortMappings []*ContainerInfo_DockerInfo_PortMapping `protobuf:"bytes,3,rep,name=port_mappings,json=portMappings" json:"port_mappings,omitempty"`
+	// Gives the container all the machine's powers.
+	Privileged *bool `protobuf:"varint,4,opt,name=privileged,def=0" json:"privileged,omitempty"`
+	// Further options of `docker run`, by their long names.
+	Parameters []*Parameter `protobuf:"bytes,5,rep,name=parameters" json:"parameters,omitempty"`
+	// Even when the daemon has the image.
+	ForcePullImage *bool `protobuf:"varint,6,opt,name=force_pull_image,json=forcePullImage" json:"force_pull_image,omitempty"`
 	// Deprecated: Marked as deprecated in mesos/v1/mesos.proto.
 	VolumeDriver  *string `protobuf:"bytes,7,opt,name=volume_driver,json=volumeDriver" json:"volume_driver,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -13805,9 +14226,11 @@ func (x *ContainerInfo_DockerInfo) GetVolumeDriver() string {
 	return ""
 }
 
+// What only the agent's own containers have.
 type ContainerInfo_MesosInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Image         *Image                 `protobuf:"bytes,1,opt,name=image" json:"image,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its root file system; unset is the machine's.
+	Image         *Image `protobuf:"bytes,1,opt,name=image" json:"image,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -13849,11 +14272,13 @@ func (x *ContainerInfo_MesosInfo) GetImage() *Image {
 	return nil
 }
 
+// A port of the machine that leads to one of the container.
 type ContainerInfo_DockerInfo_PortMapping struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	HostPort      *uint32                `protobuf:"varint,1,req,name=host_port,json=hostPort" json:"host_port,omitempty"`
 	ContainerPort *uint32                `protobuf:"varint,2,req,name=container_port,json=containerPort" json:"container_port,omitempty"`
-	Protocol      *string                `protobuf:"bytes,3,opt,name=protocol" json:"protocol,omitempty"`
+	// `tcp` or `udp`.
+	Protocol      *string `protobuf:"bytes,3,opt,name=protocol" json:"protocol,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -13909,6 +14334,7 @@ func (x *ContainerInfo_DockerInfo_PortMapping) GetProtocol() string {
 	return ""
 }
 
+// Input and output on block devices.
 type CgroupInfo_Blkio struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -13945,9 +14371,11 @@ func (*CgroupInfo_Blkio) Descriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{74, 0}
 }
 
+// Network class of a container's packets.
 type CgroupInfo_NetCls struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Classid       *uint32                `protobuf:"varint,1,opt,name=classid" json:"classid,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Major number in the upper, minor in the lower 16 bits.
+	Classid       *uint32 `protobuf:"varint,1,opt,name=classid" json:"classid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -13989,6 +14417,7 @@ func (x *CgroupInfo_NetCls) GetClassid() uint32 {
 	return 0
 }
 
+// A count by operation.
 type CgroupInfo_Blkio_Value struct {
 	state         protoimpl.MessageState      `protogen:"open.v1"`
 	Op            *CgroupInfo_Blkio_Operation `protobuf:"varint,1,opt,name=op,enum=mesos.v1.CgroupInfo_Blkio_Operation" json:"op,omitempty"`
@@ -14041,6 +14470,7 @@ func (x *CgroupInfo_Blkio_Value) GetValue() uint64 {
 	return 0
 }
 
+// Of the CFQ scheduler.
 type CgroupInfo_Blkio_CFQ struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -14077,6 +14507,7 @@ func (*CgroupInfo_Blkio_CFQ) Descriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{74, 0, 1}
 }
 
+// Of the throttling policy.
 type CgroupInfo_Blkio_Throttling struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -14113,6 +14544,7 @@ func (*CgroupInfo_Blkio_Throttling) Descriptor() ([]byte, []int) {
 	return file_mesos_v1_mesos_proto_rawDescGZIP(), []int{74, 0, 2}
 }
 
+// Counts for all devices.
 type CgroupInfo_Blkio_Statistics struct {
 	state         protoimpl.MessageState                    `protogen:"open.v1"`
 	Cfq           []*CgroupInfo_Blkio_CFQ_Statistics        `protobuf:"bytes,1,rep,name=cfq" json:"cfq,omitempty"`
@@ -14173,19 +14605,23 @@ func (x *CgroupInfo_Blkio_Statistics) GetThrottling() []*CgroupInfo_Blkio_Thrott
 	return nil
 }
 
+// Counts for one device.
 type CgroupInfo_Blkio_CFQ_Statistics struct {
-	state          protoimpl.MessageState    `protogen:"open.v1"`
-	Device         *Device_Number            `protobuf:"bytes,1,opt,name=device" json:"device,omitempty"`
-	Sectors        *uint64                   `protobuf:"varint,2,opt,name=sectors" json:"sectors,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Device  *Device_Number         `protobuf:"bytes,1,opt,name=device" json:"device,omitempty"`
+	Sectors *uint64                `protobuf:"varint,2,opt,name=sectors" json:"sectors,omitempty"`
+	// Milliseconds that the device was held.
 	Time           *uint64                   `protobuf:"varint,3,opt,name=time" json:"time,omitempty"`
 	IoServiced     []*CgroupInfo_Blkio_Value `protobuf:"bytes,4,rep,name=io_serviced,json=ioServiced" json:"io_serviced,omitempty"`
 	IoServiceBytes []*CgroupInfo_Blkio_Value `protobuf:"bytes,5,rep,name=io_service_bytes,json=ioServiceBytes" json:"io_service_bytes,omitempty"`
-	IoServiceTime  []*CgroupInfo_Blkio_Value `protobuf:"bytes,6,rep,name=io_service_time,json=ioServiceTime" json:"io_service_time,omitempty"`
-	IoWaitTime     []*CgroupInfo_Blkio_Value `protobuf:"bytes,7,rep,name=io_wait_time,json=ioWaitTime" json:"io_wait_time,omitempty"`
-	IoMerged       []*CgroupInfo_Blkio_Value `protobuf:"bytes,8,rep,name=io_merged,json=ioMerged" json:"io_merged,omitempty"`
-	IoQueued       []*CgroupInfo_Blkio_Value `protobuf:"bytes,9,rep,name=io_queued,json=ioQueued" json:"io_queued,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Nanoseconds.
+	IoServiceTime []*CgroupInfo_Blkio_Value `protobuf:"bytes,6,rep,name=io_service_time,json=ioServiceTime" json:"io_service_time,omitempty"`
+	// Nanoseconds.
+	IoWaitTime    []*CgroupInfo_Blkio_Value `protobuf:"bytes,7,rep,name=io_wait_time,json=ioWaitTime" json:"io_wait_time,omitempty"`
+	IoMerged      []*CgroupInfo_Blkio_Value `protobuf:"bytes,8,rep,name=io_merged,json=ioMerged" json:"io_merged,omitempty"`
+	IoQueued      []*CgroupInfo_Blkio_Value `protobuf:"bytes,9,rep,name=io_queued,json=ioQueued" json:"io_queued,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CgroupInfo_Blkio_CFQ_Statistics) Reset() {
@@ -14281,6 +14717,7 @@ func (x *CgroupInfo_Blkio_CFQ_Statistics) GetIoQueued() []*CgroupInfo_Blkio_Valu
 	return nil
 }
 
+// Counts for one device.
 type CgroupInfo_Blkio_Throttling_Statistics struct {
 	state          protoimpl.MessageState    `protogen:"open.v1"`
 	Device         *Device_Number            `protobuf:"bytes,1,opt,name=device" json:"device,omitempty"`
@@ -14341,6 +14778,7 @@ func (x *CgroupInfo_Blkio_Throttling_Statistics) GetIoServiceBytes() []*CgroupIn
 	return nil
 }
 
+// Its major and minor number.
 type Device_Number struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MajorNumber   *uint64                `protobuf:"varint,1,req,name=major_number,json=majorNumber" json:"major_number,omitempty"`
@@ -14393,6 +14831,7 @@ func (x *Device_Number) GetMinorNumber() uint64 {
 	return 0
 }
 
+// The ways of access.
 type DeviceAccess_Access struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Read          *bool                  `protobuf:"varint,1,opt,name=read" json:"read,omitempty"`

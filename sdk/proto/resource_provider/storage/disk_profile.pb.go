@@ -4,6 +4,8 @@
 // 	protoc        v3.21.12
 // source: resource_provider/storage/disk_profile.proto
 
+// Profiles of storage.
+
 package storage
 
 import (
@@ -22,6 +24,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// The storage profiles that an operator offers, by name.
 type DiskProfileMapping struct {
 	state         protoimpl.MessageState                     `protogen:"open.v1"`
 	ProfileMatrix map[string]*DiskProfileMapping_CSIManifest `protobuf:"bytes,1,rep,name=profile_matrix,json=profileMatrix" json:"profile_matrix,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -66,6 +69,7 @@ func (x *DiskProfileMapping) GetProfileMatrix() map[string]*DiskProfileMapping_C
 	return nil
 }
 
+// What a profile means to storage plugins.
 type DiskProfileMapping_CSIManifest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Selector:
@@ -74,9 +78,10 @@ type DiskProfileMapping_CSIManifest struct {
 	//	*DiskProfileMapping_CSIManifest_CsiPluginTypeSelector
 	Selector           isDiskProfileMapping_CSIManifest_Selector `protobuf_oneof:"selector"`
 	VolumeCapabilities *v0.VolumeCapability                      `protobuf:"bytes,1,opt,name=volume_capabilities,json=volumeCapabilities" json:"volume_capabilities,omitempty"`
-	CreateParameters   map[string]string                         `protobuf:"bytes,2,rep,name=create_parameters,json=createParameters" json:"create_parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Handed to the plugin when it makes a volume.
+	CreateParameters map[string]string `protobuf:"bytes,2,rep,name=create_parameters,json=createParameters" json:"create_parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *DiskProfileMapping_CSIManifest) Reset() {
@@ -166,6 +171,7 @@ func (*DiskProfileMapping_CSIManifest_ResourceProviderSelector_) isDiskProfileMa
 func (*DiskProfileMapping_CSIManifest_CsiPluginTypeSelector) isDiskProfileMapping_CSIManifest_Selector() {
 }
 
+// For the resource providers listed.
 type DiskProfileMapping_CSIManifest_ResourceProviderSelector struct {
 	state             protoimpl.MessageState                                                      `protogen:"open.v1"`
 	ResourceProviders []*DiskProfileMapping_CSIManifest_ResourceProviderSelector_ResourceProvider `protobuf:"bytes,1,rep,name=resource_providers,json=resourceProviders" json:"resource_providers,omitempty"`
@@ -210,6 +216,7 @@ func (x *DiskProfileMapping_CSIManifest_ResourceProviderSelector) GetResourcePro
 	return nil
 }
 
+// For all providers with a plugin of that type.
 type DiskProfileMapping_CSIManifest_CSIPluginTypeSelector struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	PluginType    *string                `protobuf:"bytes,1,opt,name=plugin_type,json=pluginType" json:"plugin_type,omitempty"`
@@ -254,6 +261,7 @@ func (x *DiskProfileMapping_CSIManifest_CSIPluginTypeSelector) GetPluginType() s
 	return ""
 }
 
+// One of them.
 type DiskProfileMapping_CSIManifest_ResourceProviderSelector_ResourceProvider struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          *string                `protobuf:"bytes,1,opt,name=type" json:"type,omitempty"`

@@ -4,6 +4,8 @@
 // 	protoc        v3.21.12
 // source: mesos/v1/agent/agent.proto
 
+// The operator API of the agent.
+
 package agentv1
 
 import (
@@ -22,6 +24,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Which of the messages below is meant; some types have none.
 type Call_Type int32
 
 const (
@@ -175,6 +178,7 @@ func (Call_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_agent_agent_proto_rawDescGZIP(), []int{0, 0}
 }
 
+// Which of the messages below is meant.
 type Call_AttachContainerInput_Type int32
 
 const (
@@ -234,6 +238,7 @@ func (Call_AttachContainerInput_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_agent_agent_proto_rawDescGZIP(), []int{0, 10, 0}
 }
 
+// Which of the messages below is meant; the numbers are not those of the calls.
 type Response_Type int32
 
 const (
@@ -339,6 +344,7 @@ func (Response_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_agent_agent_proto_rawDescGZIP(), []int{1, 0}
 }
 
+// Which of the messages below is meant.
 type ProcessIO_Type int32
 
 const (
@@ -398,6 +404,7 @@ func (ProcessIO_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_agent_agent_proto_rawDescGZIP(), []int{2, 0}
 }
 
+// Which stream.
 type ProcessIO_Data_Type int32
 
 const (
@@ -460,6 +467,7 @@ func (ProcessIO_Data_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_agent_agent_proto_rawDescGZIP(), []int{2, 0, 0}
 }
 
+// Which of the messages below is meant.
 type ProcessIO_Control_Type int32
 
 const (
@@ -519,6 +527,7 @@ func (ProcessIO_Control_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_agent_agent_proto_rawDescGZIP(), []int{2, 1, 0}
 }
 
+// What an operator or a tool asks of the agent.
 type Call struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Type            *Call_Type             `protobuf:"varint,1,opt,name=type,enum=mesos.v1.agent.Call_Type" json:"type,omitempty"`
@@ -739,6 +748,7 @@ func (x *Call) GetPruneImages() *Call_PruneImages {
 	return nil
 }
 
+// Answer to a call.
 type Response struct {
 	state                protoimpl.MessageState         `protogen:"open.v1"`
 	Type                 *Response_Type                 `protobuf:"varint,1,opt,name=type,enum=mesos.v1.agent.Response_Type" json:"type,omitempty"`
@@ -919,6 +929,7 @@ func (x *Response) GetWaitContainer() *Response_WaitContainer {
 	return nil
 }
 
+// Something on its way to or from a container's process.
 type ProcessIO struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          *ProcessIO_Type        `protobuf:"varint,1,opt,name=type,enum=mesos.v1.agent.ProcessIO_Type" json:"type,omitempty"`
@@ -979,9 +990,11 @@ func (x *ProcessIO) GetControl() *ProcessIO_Control {
 	return nil
 }
 
+// Asks for all metrics.
 type Call_GetMetrics struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Timeout       *v1.DurationInfo       `protobuf:"bytes,1,opt,name=timeout" json:"timeout,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Metrics that take longer are left out.
+	Timeout       *v1.DurationInfo `protobuf:"bytes,1,opt,name=timeout" json:"timeout,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1023,10 +1036,13 @@ func (x *Call_GetMetrics) GetTimeout() *v1.DurationInfo {
 	return nil
 }
 
+// Sets how much is logged.
 type Call_SetLoggingLevel struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Level         *uint32                `protobuf:"varint,1,req,name=level" json:"level,omitempty"`
-	Duration      *v1.DurationInfo       `protobuf:"bytes,2,req,name=duration" json:"duration,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Higher is more; 0 is the usual.
+	Level *uint32 `protobuf:"varint,1,req,name=level" json:"level,omitempty"`
+	// After which the level is as before.
+	Duration      *v1.DurationInfo `protobuf:"bytes,2,req,name=duration" json:"duration,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1075,9 +1091,11 @@ func (x *Call_SetLoggingLevel) GetDuration() *v1.DurationInfo {
 	return nil
 }
 
+// Asks for the entries of a folder.
 type Call_ListFiles struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Path          *string                `protobuf:"bytes,1,req,name=path" json:"path,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Virtual, as published.
+	Path          *string `protobuf:"bytes,1,req,name=path" json:"path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1119,11 +1137,14 @@ func (x *Call_ListFiles) GetPath() string {
 	return ""
 }
 
+// Asks for a piece of a file.
 type Call_ReadFile struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Path          *string                `protobuf:"bytes,1,req,name=path" json:"path,omitempty"`
-	Offset        *uint64                `protobuf:"varint,2,req,name=offset" json:"offset,omitempty"`
-	Length        *uint64                `protobuf:"varint,3,opt,name=length" json:"length,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  *string                `protobuf:"bytes,1,req,name=path" json:"path,omitempty"`
+	// Bytes.
+	Offset *uint64 `protobuf:"varint,2,req,name=offset" json:"offset,omitempty"`
+	// Bytes; less may come. Unset is to the end.
+	Length        *uint64 `protobuf:"varint,3,opt,name=length" json:"length,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1179,10 +1200,13 @@ func (x *Call_ReadFile) GetLength() uint64 {
 	return 0
 }
 
+// Asks for containers.
 type Call_GetContainers struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ShowNested     *bool                  `protobuf:"varint,1,opt,name=show_nested,json=showNested" json:"show_nested,omitempty"`
-	ShowStandalone *bool                  `protobuf:"varint,2,opt,name=show_standalone,json=showStandalone" json:"show_standalone,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Nested ones, too.
+	ShowNested *bool `protobuf:"varint,1,opt,name=show_nested,json=showNested" json:"show_nested,omitempty"`
+	// Those without an executor, too.
+	ShowStandalone *bool `protobuf:"varint,2,opt,name=show_standalone,json=showStandalone" json:"show_standalone,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1231,6 +1255,7 @@ func (x *Call_GetContainers) GetShowStandalone() bool {
 	return false
 }
 
+// The old form of LaunchContainer.
 type Call_LaunchNestedContainer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   *v1.ContainerID        `protobuf:"bytes,1,req,name=container_id,json=containerId" json:"container_id,omitempty"`
@@ -1291,6 +1316,7 @@ func (x *Call_LaunchNestedContainer) GetContainer() *v1.ContainerInfo {
 	return nil
 }
 
+// The old form of WaitContainer.
 type Call_WaitNestedContainer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   *v1.ContainerID        `protobuf:"bytes,1,req,name=container_id,json=containerId" json:"container_id,omitempty"`
@@ -1335,10 +1361,12 @@ func (x *Call_WaitNestedContainer) GetContainerId() *v1.ContainerID {
 	return nil
 }
 
+// The old form of KillContainer.
 type Call_KillNestedContainer struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   *v1.ContainerID        `protobuf:"bytes,1,req,name=container_id,json=containerId" json:"container_id,omitempty"`
-	Signal        *int32                 `protobuf:"varint,2,opt,name=signal" json:"signal,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId *v1.ContainerID        `protobuf:"bytes,1,req,name=container_id,json=containerId" json:"container_id,omitempty"`
+	// Number; SIGKILL if unset.
+	Signal        *int32 `protobuf:"varint,2,opt,name=signal" json:"signal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1387,6 +1415,7 @@ func (x *Call_KillNestedContainer) GetSignal() int32 {
 	return 0
 }
 
+// The old form of RemoveContainer.
 type Call_RemoveNestedContainer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   *v1.ContainerID        `protobuf:"bytes,1,req,name=container_id,json=containerId" json:"container_id,omitempty"`
@@ -1431,6 +1460,7 @@ func (x *Call_RemoveNestedContainer) GetContainerId() *v1.ContainerID {
 	return nil
 }
 
+// Launches a container inside another and streams its output; it ends with the connection.
 type Call_LaunchNestedContainerSession struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   *v1.ContainerID        `protobuf:"bytes,1,req,name=container_id,json=containerId" json:"container_id,omitempty"`
@@ -1491,6 +1521,7 @@ func (x *Call_LaunchNestedContainerSession) GetContainer() *v1.ContainerInfo {
 	return nil
 }
 
+// One record of a stream of input: first the container, then what it is fed.
 type Call_AttachContainerInput struct {
 	state         protoimpl.MessageState          `protogen:"open.v1"`
 	Type          *Call_AttachContainerInput_Type `protobuf:"varint,1,opt,name=type,enum=mesos.v1.agent.Call_AttachContainerInput_Type" json:"type,omitempty"`
@@ -1551,6 +1582,7 @@ func (x *Call_AttachContainerInput) GetProcessIo() *ProcessIO {
 	return nil
 }
 
+// Streams a container's output from now on.
 type Call_AttachContainerOutput struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   *v1.ContainerID        `protobuf:"bytes,1,req,name=container_id,json=containerId" json:"container_id,omitempty"`
@@ -1595,12 +1627,14 @@ func (x *Call_AttachContainerOutput) GetContainerId() *v1.ContainerID {
 	return nil
 }
 
+// Launches a container: nested if its id has a parent, else by itself.
 type Call_LaunchContainer struct {
-	state         protoimpl.MessageState      `protogen:"open.v1"`
-	ContainerId   *v1.ContainerID             `protobuf:"bytes,1,req,name=container_id,json=containerId" json:"container_id,omitempty"`
-	Command       *v1.CommandInfo             `protobuf:"bytes,2,opt,name=command" json:"command,omitempty"`
-	Resources     []*v1.Resource              `protobuf:"bytes,3,rep,name=resources" json:"resources,omitempty"`
-	Container     *v1.ContainerInfo           `protobuf:"bytes,4,opt,name=container" json:"container,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId *v1.ContainerID        `protobuf:"bytes,1,req,name=container_id,json=containerId" json:"container_id,omitempty"`
+	Command     *v1.CommandInfo        `protobuf:"bytes,2,opt,name=command" json:"command,omitempty"`
+	Resources   []*v1.Resource         `protobuf:"bytes,3,rep,name=resources" json:"resources,omitempty"`
+	Container   *v1.ContainerInfo      `protobuf:"bytes,4,opt,name=container" json:"container,omitempty"`
+	// What it may use at most, for cpus and mem; by default its resources.
 	Limits        map[string]*v1.Value_Scalar `protobuf:"bytes,5,rep,name=limits" json:"limits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1671,6 +1705,7 @@ func (x *Call_LaunchContainer) GetLimits() map[string]*v1.Value_Scalar {
 	return nil
 }
 
+// Answers when the container has ended.
 type Call_WaitContainer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   *v1.ContainerID        `protobuf:"bytes,1,req,name=container_id,json=containerId" json:"container_id,omitempty"`
@@ -1715,10 +1750,12 @@ func (x *Call_WaitContainer) GetContainerId() *v1.ContainerID {
 	return nil
 }
 
+// Sends a signal to the container's first process.
 type Call_KillContainer struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   *v1.ContainerID        `protobuf:"bytes,1,req,name=container_id,json=containerId" json:"container_id,omitempty"`
-	Signal        *int32                 `protobuf:"varint,2,opt,name=signal" json:"signal,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId *v1.ContainerID        `protobuf:"bytes,1,req,name=container_id,json=containerId" json:"container_id,omitempty"`
+	// Number; SIGKILL if unset.
+	Signal        *int32 `protobuf:"varint,2,opt,name=signal" json:"signal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1767,6 +1804,7 @@ func (x *Call_KillContainer) GetSignal() int32 {
 	return 0
 }
 
+// Removes what is left of a container that has ended.
 type Call_RemoveContainer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   *v1.ContainerID        `protobuf:"bytes,1,req,name=container_id,json=containerId" json:"container_id,omitempty"`
@@ -1811,6 +1849,7 @@ func (x *Call_RemoveContainer) GetContainerId() *v1.ContainerID {
 	return nil
 }
 
+// Configures a resource provider and starts it.
 type Call_AddResourceProviderConfig struct {
 	state         protoimpl.MessageState   `protogen:"open.v1"`
 	Info          *v1.ResourceProviderInfo `protobuf:"bytes,1,req,name=info" json:"info,omitempty"`
@@ -1855,6 +1894,7 @@ func (x *Call_AddResourceProviderConfig) GetInfo() *v1.ResourceProviderInfo {
 	return nil
 }
 
+// Replaces a configuration and starts the provider anew.
 type Call_UpdateResourceProviderConfig struct {
 	state         protoimpl.MessageState   `protogen:"open.v1"`
 	Info          *v1.ResourceProviderInfo `protobuf:"bytes,1,req,name=info" json:"info,omitempty"`
@@ -1899,6 +1939,7 @@ func (x *Call_UpdateResourceProviderConfig) GetInfo() *v1.ResourceProviderInfo {
 	return nil
 }
 
+// Stops a resource provider and forgets its configuration.
 type Call_RemoveResourceProviderConfig struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          *string                `protobuf:"bytes,1,req,name=type" json:"type,omitempty"`
@@ -1951,6 +1992,7 @@ func (x *Call_RemoveResourceProviderConfig) GetName() string {
 	return ""
 }
 
+// Says that a resource provider is gone for good.
 type Call_MarkResourceProviderGone struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	ResourceProviderId *v1.ResourceProviderID `protobuf:"bytes,1,req,name=resource_provider_id,json=resourceProviderId" json:"resource_provider_id,omitempty"`
@@ -1995,9 +2037,11 @@ func (x *Call_MarkResourceProviderGone) GetResourceProviderId() *v1.ResourceProv
 	return nil
 }
 
+// Removes images that nothing uses.
 type Call_PruneImages struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	ExcludedImages []*v1.Image            `protobuf:"bytes,1,rep,name=excluded_images,json=excludedImages" json:"excluded_images,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Stay in any case.
+	ExcludedImages []*v1.Image `protobuf:"bytes,1,rep,name=excluded_images,json=excludedImages" json:"excluded_images,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -2039,6 +2083,7 @@ func (x *Call_PruneImages) GetExcludedImages() []*v1.Image {
 	return nil
 }
 
+// Whether it is well.
 type Response_GetHealth struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Healthy       *bool                  `protobuf:"varint,1,req,name=healthy" json:"healthy,omitempty"`
@@ -2083,6 +2128,7 @@ func (x *Response_GetHealth) GetHealthy() bool {
 	return false
 }
 
+// The settings it runs with.
 type Response_GetFlags struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Flags         []*v1.Flag             `protobuf:"bytes,1,rep,name=flags" json:"flags,omitempty"`
@@ -2127,6 +2173,7 @@ func (x *Response_GetFlags) GetFlags() []*v1.Flag {
 	return nil
 }
 
+// Version and build.
 type Response_GetVersion struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	VersionInfo   *v1.VersionInfo        `protobuf:"bytes,1,req,name=version_info,json=versionInfo" json:"version_info,omitempty"`
@@ -2171,6 +2218,7 @@ func (x *Response_GetVersion) GetVersionInfo() *v1.VersionInfo {
 	return nil
 }
 
+// The metrics.
 type Response_GetMetrics struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Metrics       []*v1.Metric           `protobuf:"bytes,1,rep,name=metrics" json:"metrics,omitempty"`
@@ -2215,6 +2263,7 @@ func (x *Response_GetMetrics) GetMetrics() []*v1.Metric {
 	return nil
 }
 
+// How much is logged.
 type Response_GetLoggingLevel struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Level         *uint32                `protobuf:"varint,1,req,name=level" json:"level,omitempty"`
@@ -2259,6 +2308,7 @@ func (x *Response_GetLoggingLevel) GetLevel() uint32 {
 	return 0
 }
 
+// Entries of a folder, by path; none for a file.
 type Response_ListFiles struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	FileInfos     []*v1.FileInfo         `protobuf:"bytes,1,rep,name=file_infos,json=fileInfos" json:"file_infos,omitempty"`
@@ -2303,10 +2353,12 @@ func (x *Response_ListFiles) GetFileInfos() []*v1.FileInfo {
 	return nil
 }
 
+// A piece of a file.
 type Response_ReadFile struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Size          *uint64                `protobuf:"varint,1,req,name=size" json:"size,omitempty"`
-	Data          []byte                 `protobuf:"bytes,2,req,name=data" json:"data,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes of the whole file.
+	Size          *uint64 `protobuf:"varint,1,req,name=size" json:"size,omitempty"`
+	Data          []byte  `protobuf:"bytes,2,req,name=data" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2355,6 +2407,7 @@ func (x *Response_ReadFile) GetData() []byte {
 	return nil
 }
 
+// Everything at one time.
 type Response_GetState struct {
 	state         protoimpl.MessageState  `protogen:"open.v1"`
 	GetTasks      *Response_GetTasks      `protobuf:"bytes,1,opt,name=get_tasks,json=getTasks" json:"get_tasks,omitempty"`
@@ -2415,6 +2468,7 @@ func (x *Response_GetState) GetGetFrameworks() *Response_GetFrameworks {
 	return nil
 }
 
+// The containers asked for.
 type Response_GetContainers struct {
 	state         protoimpl.MessageState              `protogen:"open.v1"`
 	Containers    []*Response_GetContainers_Container `protobuf:"bytes,1,rep,name=containers" json:"containers,omitempty"`
@@ -2459,6 +2513,7 @@ func (x *Response_GetContainers) GetContainers() []*Response_GetContainers_Conta
 	return nil
 }
 
+// The frameworks with executors here, and those that had some.
 type Response_GetFrameworks struct {
 	state               protoimpl.MessageState              `protogen:"open.v1"`
 	Frameworks          []*Response_GetFrameworks_Framework `protobuf:"bytes,1,rep,name=frameworks" json:"frameworks,omitempty"`
@@ -2511,6 +2566,7 @@ func (x *Response_GetFrameworks) GetCompletedFrameworks() []*Response_GetFramewo
 	return nil
 }
 
+// The executors that run here, and those that have ended.
 type Response_GetExecutors struct {
 	state              protoimpl.MessageState            `protogen:"open.v1"`
 	Executors          []*Response_GetExecutors_Executor `protobuf:"bytes,1,rep,name=executors" json:"executors,omitempty"`
@@ -2563,6 +2619,7 @@ func (x *Response_GetExecutors) GetCompletedExecutors() []*Response_GetExecutors
 	return nil
 }
 
+// The operations that are known.
 type Response_GetOperations struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Operations    []*v1.Operation        `protobuf:"bytes,1,rep,name=operations" json:"operations,omitempty"`
@@ -2607,15 +2664,20 @@ func (x *Response_GetOperations) GetOperations() []*v1.Operation {
 	return nil
 }
 
+// The tasks, by how far they are.
 type Response_GetTasks struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	PendingTasks    []*v1.Task             `protobuf:"bytes,1,rep,name=pending_tasks,json=pendingTasks" json:"pending_tasks,omitempty"`
-	QueuedTasks     []*v1.Task             `protobuf:"bytes,2,rep,name=queued_tasks,json=queuedTasks" json:"queued_tasks,omitempty"`
-	LaunchedTasks   []*v1.Task             `protobuf:"bytes,3,rep,name=launched_tasks,json=launchedTasks" json:"launched_tasks,omitempty"`
-	TerminatedTasks []*v1.Task             `protobuf:"bytes,4,rep,name=terminated_tasks,json=terminatedTasks" json:"terminated_tasks,omitempty"`
-	CompletedTasks  []*v1.Task             `protobuf:"bytes,5,rep,name=completed_tasks,json=completedTasks" json:"completed_tasks,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Not yet given to an executor.
+	PendingTasks []*v1.Task `protobuf:"bytes,1,rep,name=pending_tasks,json=pendingTasks" json:"pending_tasks,omitempty"`
+	// Wait for their executor to subscribe.
+	QueuedTasks   []*v1.Task `protobuf:"bytes,2,rep,name=queued_tasks,json=queuedTasks" json:"queued_tasks,omitempty"`
+	LaunchedTasks []*v1.Task `protobuf:"bytes,3,rep,name=launched_tasks,json=launchedTasks" json:"launched_tasks,omitempty"`
+	// Ended, and that not acknowledged.
+	TerminatedTasks []*v1.Task `protobuf:"bytes,4,rep,name=terminated_tasks,json=terminatedTasks" json:"terminated_tasks,omitempty"`
+	// Ended, and that acknowledged.
+	CompletedTasks []*v1.Task `protobuf:"bytes,5,rep,name=completed_tasks,json=completedTasks" json:"completed_tasks,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Response_GetTasks) Reset() {
@@ -2683,6 +2745,7 @@ func (x *Response_GetTasks) GetCompletedTasks() []*v1.Task {
 	return nil
 }
 
+// The agent that answers.
 type Response_GetAgent struct {
 	state                   protoimpl.MessageState `protogen:"open.v1"`
 	AgentInfo               *v1.AgentInfo          `protobuf:"bytes,1,opt,name=agent_info,json=agentInfo" json:"agent_info,omitempty"`
@@ -2743,6 +2806,7 @@ func (x *Response_GetAgent) GetEstimatedDrainStartTime() *v1.TimeInfo {
 	return nil
 }
 
+// The resource providers that are subscribed.
 type Response_GetResourceProviders struct {
 	state             protoimpl.MessageState                            `protogen:"open.v1"`
 	ResourceProviders []*Response_GetResourceProviders_ResourceProvider `protobuf:"bytes,1,rep,name=resource_providers,json=resourceProviders" json:"resource_providers,omitempty"`
@@ -2787,8 +2851,10 @@ func (x *Response_GetResourceProviders) GetResourceProviders() []*Response_GetRe
 	return nil
 }
 
+// How a container ended.
 type Response_WaitNestedContainer struct {
-	state         protoimpl.MessageState     `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As of wait(2): exit code 1 is 256.
 	ExitStatus    *int32                     `protobuf:"varint,1,opt,name=exit_status,json=exitStatus" json:"exit_status,omitempty"`
 	State         *v1.TaskState              `protobuf:"varint,2,opt,name=state,enum=mesos.v1.TaskState" json:"state,omitempty"`
 	Reason        *v1.TaskStatus_Reason      `protobuf:"varint,3,opt,name=reason,enum=mesos.v1.TaskStatus_Reason" json:"reason,omitempty"`
@@ -2863,8 +2929,10 @@ func (x *Response_WaitNestedContainer) GetMessage() string {
 	return ""
 }
 
+// How a container ended.
 type Response_WaitContainer struct {
-	state         protoimpl.MessageState     `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As of wait(2): exit code 1 is 256.
 	ExitStatus    *int32                     `protobuf:"varint,1,opt,name=exit_status,json=exitStatus" json:"exit_status,omitempty"`
 	State         *v1.TaskState              `protobuf:"varint,2,opt,name=state,enum=mesos.v1.TaskState" json:"state,omitempty"`
 	Reason        *v1.TaskStatus_Reason      `protobuf:"varint,3,opt,name=reason,enum=mesos.v1.TaskStatus_Reason" json:"reason,omitempty"`
@@ -2939,11 +3007,13 @@ func (x *Response_WaitContainer) GetMessage() string {
 	return ""
 }
 
+// A container; the ids of framework and executor are those it belongs to.
 type Response_GetContainers_Container struct {
-	state              protoimpl.MessageState `protogen:"open.v1"`
-	FrameworkId        *v1.FrameworkID        `protobuf:"bytes,1,opt,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
-	ExecutorId         *v1.ExecutorID         `protobuf:"bytes,2,opt,name=executor_id,json=executorId" json:"executor_id,omitempty"`
-	ExecutorName       *string                `protobuf:"bytes,3,opt,name=executor_name,json=executorName" json:"executor_name,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	FrameworkId  *v1.FrameworkID        `protobuf:"bytes,1,opt,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
+	ExecutorId   *v1.ExecutorID         `protobuf:"bytes,2,opt,name=executor_id,json=executorId" json:"executor_id,omitempty"`
+	ExecutorName *string                `protobuf:"bytes,3,opt,name=executor_name,json=executorName" json:"executor_name,omitempty"`
+	// Without parents; container_status has the whole.
 	ContainerId        *v1.ContainerID        `protobuf:"bytes,4,req,name=container_id,json=containerId" json:"container_id,omitempty"`
 	ContainerStatus    *v1.ContainerStatus    `protobuf:"bytes,5,opt,name=container_status,json=containerStatus" json:"container_status,omitempty"`
 	ResourceStatistics *v1.ResourceStatistics `protobuf:"bytes,6,opt,name=resource_statistics,json=resourceStatistics" json:"resource_statistics,omitempty"`
@@ -3023,6 +3093,7 @@ func (x *Response_GetContainers_Container) GetResourceStatistics() *v1.ResourceS
 	return nil
 }
 
+// A framework.
 type Response_GetFrameworks_Framework struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	FrameworkInfo *v1.FrameworkInfo      `protobuf:"bytes,1,req,name=framework_info,json=frameworkInfo" json:"framework_info,omitempty"`
@@ -3067,6 +3138,7 @@ func (x *Response_GetFrameworks_Framework) GetFrameworkInfo() *v1.FrameworkInfo 
 	return nil
 }
 
+// An executor.
 type Response_GetExecutors_Executor struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ExecutorInfo  *v1.ExecutorInfo       `protobuf:"bytes,1,req,name=executor_info,json=executorInfo" json:"executor_info,omitempty"`
@@ -3111,6 +3183,7 @@ func (x *Response_GetExecutors_Executor) GetExecutorInfo() *v1.ExecutorInfo {
 	return nil
 }
 
+// One of them.
 type Response_GetResourceProviders_ResourceProvider struct {
 	state                protoimpl.MessageState   `protogen:"open.v1"`
 	ResourceProviderInfo *v1.ResourceProviderInfo `protobuf:"bytes,1,req,name=resource_provider_info,json=resourceProviderInfo" json:"resource_provider_info,omitempty"`
@@ -3163,10 +3236,12 @@ func (x *Response_GetResourceProviders_ResourceProvider) GetTotalResources() []*
 	return nil
 }
 
+// Bytes of a standard stream.
 type ProcessIO_Data struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Type          *ProcessIO_Data_Type   `protobuf:"varint,1,opt,name=type,enum=mesos.v1.agent.ProcessIO_Data_Type" json:"type,omitempty"`
-	Data          []byte                 `protobuf:"bytes,2,opt,name=data" json:"data,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Type  *ProcessIO_Data_Type   `protobuf:"varint,1,opt,name=type,enum=mesos.v1.agent.ProcessIO_Data_Type" json:"type,omitempty"`
+	// None, on STDIN, is its end.
+	Data          []byte `protobuf:"bytes,2,opt,name=data" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3215,6 +3290,7 @@ func (x *ProcessIO_Data) GetData() []byte {
 	return nil
 }
 
+// Something that is no data.
 type ProcessIO_Control struct {
 	state         protoimpl.MessageState       `protogen:"open.v1"`
 	Type          *ProcessIO_Control_Type      `protobuf:"varint,1,opt,name=type,enum=mesos.v1.agent.ProcessIO_Control_Type" json:"type,omitempty"`
@@ -3275,9 +3351,11 @@ func (x *ProcessIO_Control) GetHeartbeat() *ProcessIO_Control_Heartbeat {
 	return nil
 }
 
+// Keeps the connection known to what lies between.
 type ProcessIO_Control_Heartbeat struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Interval      *v1.DurationInfo       `protobuf:"bytes,1,opt,name=interval" json:"interval,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Until the next.
+	Interval      *v1.DurationInfo `protobuf:"bytes,1,opt,name=interval" json:"interval,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

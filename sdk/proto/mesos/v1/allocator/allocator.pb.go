@@ -4,6 +4,8 @@
 // 	protoc        v3.21.12
 // source: mesos/v1/allocator/allocator.proto
 
+// What the allocator tells of inverse offers.
+
 package allocatorv1
 
 import (
@@ -22,9 +24,11 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// The answers.
 type InverseOfferStatus_Status int32
 
 const (
+	// None yet.
 	InverseOfferStatus_UNKNOWN InverseOfferStatus_Status = 1
 	InverseOfferStatus_ACCEPT  InverseOfferStatus_Status = 2
 	InverseOfferStatus_DECLINE InverseOfferStatus_Status = 3
@@ -81,6 +85,7 @@ func (InverseOfferStatus_Status) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_allocator_allocator_proto_rawDescGZIP(), []int{0, 0}
 }
 
+// What a framework answered to an inverse offer, for the maintenance status.
 type InverseOfferStatus struct {
 	state         protoimpl.MessageState     `protogen:"open.v1"`
 	Status        *InverseOfferStatus_Status `protobuf:"varint,1,req,name=status,enum=mesos.v1.allocator.InverseOfferStatus_Status" json:"status,omitempty"`

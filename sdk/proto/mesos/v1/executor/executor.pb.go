@@ -4,6 +4,8 @@
 // 	protoc        v3.21.12
 // source: mesos/v1/executor/executor.proto
 
+// The executor API: what executors and their agent say to each other.
+
 package executorv1
 
 import (
@@ -22,6 +24,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Which of the messages below is meant.
 type Event_Type int32
 
 const (
@@ -102,6 +105,7 @@ func (Event_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_executor_executor_proto_rawDescGZIP(), []int{0, 0}
 }
 
+// Which of the messages below is meant.
 type Call_Type int32
 
 const (
@@ -167,6 +171,7 @@ func (Call_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_executor_executor_proto_rawDescGZIP(), []int{1, 0}
 }
 
+// What an agent sends a subscribed executor.
 type Event struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          *Event_Type            `protobuf:"varint,1,opt,name=type,enum=mesos.v1.executor.Event_Type" json:"type,omitempty"`
@@ -267,6 +272,7 @@ func (x *Event) GetError() *Event_Error {
 	return nil
 }
 
+// What an executor sends its agent.
 type Call struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ExecutorId    *v1.ExecutorID         `protobuf:"bytes,1,req,name=executor_id,json=executorId" json:"executor_id,omitempty"`
@@ -351,6 +357,7 @@ func (x *Call) GetMessage() *Call_Message {
 	return nil
 }
 
+// First event of a subscription.
 type Event_Subscribed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ExecutorInfo  *v1.ExecutorInfo       `protobuf:"bytes,1,req,name=executor_info,json=executorInfo" json:"executor_info,omitempty"`
@@ -419,6 +426,7 @@ func (x *Event_Subscribed) GetContainerId() *v1.ContainerID {
 	return nil
 }
 
+// A task to launch.
 type Event_Launch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Task          *v1.TaskInfo           `protobuf:"bytes,1,req,name=task" json:"task,omitempty"`
@@ -463,6 +471,7 @@ func (x *Event_Launch) GetTask() *v1.TaskInfo {
 	return nil
 }
 
+// Tasks to launch together, all or none.
 type Event_LaunchGroup struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TaskGroup     *v1.TaskGroupInfo      `protobuf:"bytes,1,req,name=task_group,json=taskGroup" json:"task_group,omitempty"`
@@ -507,10 +516,12 @@ func (x *Event_LaunchGroup) GetTaskGroup() *v1.TaskGroupInfo {
 	return nil
 }
 
+// A task to kill.
 type Event_Kill struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TaskId        *v1.TaskID             `protobuf:"bytes,1,req,name=task_id,json=taskId" json:"task_id,omitempty"`
-	KillPolicy    *v1.KillPolicy         `protobuf:"bytes,2,opt,name=kill_policy,json=killPolicy" json:"kill_policy,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	TaskId *v1.TaskID             `protobuf:"bytes,1,req,name=task_id,json=taskId" json:"task_id,omitempty"`
+	// Overrides the task's own.
+	KillPolicy    *v1.KillPolicy `protobuf:"bytes,2,opt,name=kill_policy,json=killPolicy" json:"kill_policy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -559,10 +570,12 @@ func (x *Event_Kill) GetKillPolicy() *v1.KillPolicy {
 	return nil
 }
 
+// The agent has the update and answers for it; the executor may forget it.
 type Event_Acknowledged struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TaskId        *v1.TaskID             `protobuf:"bytes,1,req,name=task_id,json=taskId" json:"task_id,omitempty"`
-	Uuid          []byte                 `protobuf:"bytes,2,req,name=uuid" json:"uuid,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	TaskId *v1.TaskID             `protobuf:"bytes,1,req,name=task_id,json=taskId" json:"task_id,omitempty"`
+	// Of the update; 16 bytes.
+	Uuid          []byte `protobuf:"bytes,2,req,name=uuid" json:"uuid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -611,9 +624,11 @@ func (x *Event_Acknowledged) GetUuid() []byte {
 	return nil
 }
 
+// From the framework, at most once.
 type Event_Message struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Data          []byte                 `protobuf:"bytes,1,req,name=data" json:"data,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Opaque.
+	Data          []byte `protobuf:"bytes,1,req,name=data" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -655,6 +670,7 @@ func (x *Event_Message) GetData() []byte {
 	return nil
 }
 
+// Why the subscription ends now.
 type Event_Error struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Message       *string                `protobuf:"bytes,1,req,name=message" json:"message,omitempty"`
@@ -699,10 +715,13 @@ func (x *Event_Error) GetMessage() string {
 	return ""
 }
 
+// Opens the stream of events; says what the agent may not know.
 type Call_Subscribe struct {
-	state                 protoimpl.MessageState `protogen:"open.v1"`
-	UnacknowledgedTasks   []*v1.TaskInfo         `protobuf:"bytes,1,rep,name=unacknowledged_tasks,json=unacknowledgedTasks" json:"unacknowledged_tasks,omitempty"`
-	UnacknowledgedUpdates []*Call_Update         `protobuf:"bytes,2,rep,name=unacknowledged_updates,json=unacknowledgedUpdates" json:"unacknowledged_updates,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Launched, and no update of theirs acknowledged.
+	UnacknowledgedTasks []*v1.TaskInfo `protobuf:"bytes,1,rep,name=unacknowledged_tasks,json=unacknowledgedTasks" json:"unacknowledged_tasks,omitempty"`
+	// Sent, and not acknowledged.
+	UnacknowledgedUpdates []*Call_Update `protobuf:"bytes,2,rep,name=unacknowledged_updates,json=unacknowledgedUpdates" json:"unacknowledged_updates,omitempty"`
 	unknownFields         protoimpl.UnknownFields
 	sizeCache             protoimpl.SizeCache
 }
@@ -751,6 +770,7 @@ func (x *Call_Subscribe) GetUnacknowledgedUpdates() []*Call_Update {
 	return nil
 }
 
+// News of a task.
 type Call_Update struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Status        *v1.TaskStatus         `protobuf:"bytes,1,req,name=status" json:"status,omitempty"`
@@ -795,9 +815,11 @@ func (x *Call_Update) GetStatus() *v1.TaskStatus {
 	return nil
 }
 
+// To the framework, at most once.
 type Call_Message struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Data          []byte                 `protobuf:"bytes,2,req,name=data" json:"data,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Opaque.
+	Data          []byte `protobuf:"bytes,2,req,name=data" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -4,6 +4,8 @@
 // 	protoc        v3.21.12
 // source: mesos/v1/maintenance/maintenance.proto
 
+// Maintenance of machines.
+
 package maintenancev1
 
 import (
@@ -23,6 +25,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Machines that will be away at the same time.
 type Window struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	MachineIds     []*v1.MachineID        `protobuf:"bytes,1,rep,name=machine_ids,json=machineIds" json:"machine_ids,omitempty"`
@@ -75,6 +78,7 @@ func (x *Window) GetUnavailability() *v1.Unavailability {
 	return nil
 }
 
+// All windows that are planned. A machine is in one at most.
 type Schedule struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Windows       []*Window              `protobuf:"bytes,1,rep,name=windows" json:"windows,omitempty"`
@@ -119,6 +123,7 @@ func (x *Schedule) GetWindows() []*Window {
 	return nil
 }
 
+// Machines on their way into maintenance.
 type ClusterStatus struct {
 	state            protoimpl.MessageState           `protogen:"open.v1"`
 	DrainingMachines []*ClusterStatus_DrainingMachine `protobuf:"bytes,1,rep,name=draining_machines,json=drainingMachines" json:"draining_machines,omitempty"`
@@ -171,6 +176,7 @@ func (x *ClusterStatus) GetDownMachines() []*v1.MachineID {
 	return nil
 }
 
+// A machine, and what frameworks answered for it.
 type ClusterStatus_DrainingMachine struct {
 	state         protoimpl.MessageState          `protogen:"open.v1"`
 	Id            *v1.MachineID                   `protobuf:"bytes,1,req,name=id" json:"id,omitempty"`

@@ -4,6 +4,8 @@
 // 	protoc        v3.21.12
 // source: mesos/v1/master/master.proto
 
+// The operator API of the master.
+
 package masterv1
 
 import (
@@ -26,6 +28,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Which of the messages below is meant; some types have none.
 type Call_Type int32
 
 const (
@@ -198,6 +201,7 @@ func (Call_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_master_master_proto_rawDescGZIP(), []int{0, 0}
 }
 
+// Which of the messages below is meant; the numbers are not those of the calls.
 type Response_Type int32
 
 const (
@@ -308,6 +312,7 @@ func (Response_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_master_master_proto_rawDescGZIP(), []int{1, 0}
 }
 
+// Which of the messages below is meant.
 type Event_Type int32
 
 const (
@@ -388,6 +393,7 @@ func (Event_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_master_master_proto_rawDescGZIP(), []int{2, 0}
 }
 
+// What an operator or a tool asks of the master.
 type Call struct {
 	state                     protoimpl.MessageState          `protogen:"open.v1"`
 	Type                      *Call_Type                      `protobuf:"varint,1,opt,name=type,enum=mesos.v1.master.Call_Type" json:"type,omitempty"`
@@ -612,6 +618,7 @@ func (x *Call) GetRemoveQuota() *Call_RemoveQuota {
 	return nil
 }
 
+// Answer to a call.
 type Response struct {
 	state                  protoimpl.MessageState           `protogen:"open.v1"`
 	Type                   *Response_Type                   `protobuf:"varint,1,opt,name=type,enum=mesos.v1.master.Response_Type" json:"type,omitempty"`
@@ -808,6 +815,7 @@ func (x *Response) GetGetQuota() *Response_GetQuota {
 	return nil
 }
 
+// What the master sends a subscribed operator or tool.
 type Event struct {
 	state            protoimpl.MessageState  `protogen:"open.v1"`
 	Type             *Event_Type             `protobuf:"varint,1,opt,name=type,enum=mesos.v1.master.Event_Type" json:"type,omitempty"`
@@ -916,9 +924,11 @@ func (x *Event) GetFrameworkRemoved() *Event_FrameworkRemoved {
 	return nil
 }
 
+// Asks for all metrics.
 type Call_GetMetrics struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Timeout       *v1.DurationInfo       `protobuf:"bytes,1,opt,name=timeout" json:"timeout,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Metrics that take longer are left out.
+	Timeout       *v1.DurationInfo `protobuf:"bytes,1,opt,name=timeout" json:"timeout,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -960,10 +970,13 @@ func (x *Call_GetMetrics) GetTimeout() *v1.DurationInfo {
 	return nil
 }
 
+// Sets how much is logged.
 type Call_SetLoggingLevel struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Level         *uint32                `protobuf:"varint,1,req,name=level" json:"level,omitempty"`
-	Duration      *v1.DurationInfo       `protobuf:"bytes,2,req,name=duration" json:"duration,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Higher is more; 0 is the usual.
+	Level *uint32 `protobuf:"varint,1,req,name=level" json:"level,omitempty"`
+	// After which the level is as before.
+	Duration      *v1.DurationInfo `protobuf:"bytes,2,req,name=duration" json:"duration,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1012,9 +1025,11 @@ func (x *Call_SetLoggingLevel) GetDuration() *v1.DurationInfo {
 	return nil
 }
 
+// Asks for the entries of a folder.
 type Call_ListFiles struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Path          *string                `protobuf:"bytes,1,req,name=path" json:"path,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Virtual, as published.
+	Path          *string `protobuf:"bytes,1,req,name=path" json:"path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1056,11 +1071,14 @@ func (x *Call_ListFiles) GetPath() string {
 	return ""
 }
 
+// Asks for a piece of a file.
 type Call_ReadFile struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Path          *string                `protobuf:"bytes,1,req,name=path" json:"path,omitempty"`
-	Offset        *uint64                `protobuf:"varint,2,req,name=offset" json:"offset,omitempty"`
-	Length        *uint64                `protobuf:"varint,3,opt,name=length" json:"length,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  *string                `protobuf:"bytes,1,req,name=path" json:"path,omitempty"`
+	// Bytes.
+	Offset *uint64 `protobuf:"varint,2,req,name=offset" json:"offset,omitempty"`
+	// Bytes; less may come. Unset is to the end.
+	Length        *uint64 `protobuf:"varint,3,opt,name=length" json:"length,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1116,6 +1134,7 @@ func (x *Call_ReadFile) GetLength() uint64 {
 	return 0
 }
 
+// Sets weights of roles.
 type Call_UpdateWeights struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	WeightInfos   []*v1.WeightInfo       `protobuf:"bytes,1,rep,name=weight_infos,json=weightInfos" json:"weight_infos,omitempty"`
@@ -1160,11 +1179,14 @@ func (x *Call_UpdateWeights) GetWeightInfos() []*v1.WeightInfo {
 	return nil
 }
 
+// Reserves resources of an agent.
 type Call_ReserveResources struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	AgentId       *v1.AgentID            `protobuf:"bytes,1,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
-	Source        []*v1.Resource         `protobuf:"bytes,3,rep,name=source" json:"source,omitempty"`
-	Resources     []*v1.Resource         `protobuf:"bytes,2,rep,name=resources" json:"resources,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	AgentId *v1.AgentID            `protobuf:"bytes,1,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
+	// As they are now, where a reservation is to be replaced.
+	Source []*v1.Resource `protobuf:"bytes,3,rep,name=source" json:"source,omitempty"`
+	// As they shall be.
+	Resources     []*v1.Resource `protobuf:"bytes,2,rep,name=resources" json:"resources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1220,6 +1242,7 @@ func (x *Call_ReserveResources) GetResources() []*v1.Resource {
 	return nil
 }
 
+// Takes the last level of a reservation off.
 type Call_UnreserveResources struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AgentId       *v1.AgentID            `protobuf:"bytes,1,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
@@ -1272,6 +1295,7 @@ func (x *Call_UnreserveResources) GetResources() []*v1.Resource {
 	return nil
 }
 
+// Makes persistent volumes of reserved disk.
 type Call_CreateVolumes struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AgentId       *v1.AgentID            `protobuf:"bytes,1,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
@@ -1324,6 +1348,7 @@ func (x *Call_CreateVolumes) GetVolumes() []*v1.Resource {
 	return nil
 }
 
+// Destroys persistent volumes and what is in them.
 type Call_DestroyVolumes struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AgentId       *v1.AgentID            `protobuf:"bytes,1,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
@@ -1376,11 +1401,13 @@ func (x *Call_DestroyVolumes) GetVolumes() []*v1.Resource {
 	return nil
 }
 
+// Adds disk to a persistent volume.
 type Call_GrowVolume struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	AgentId       *v1.AgentID            `protobuf:"bytes,1,opt,name=agent_id,json=agentId" json:"agent_id,omitempty"`
-	Volume        *v1.Resource           `protobuf:"bytes,2,req,name=volume" json:"volume,omitempty"`
-	Addition      *v1.Resource           `protobuf:"bytes,3,req,name=addition" json:"addition,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Needed, though not by its label.
+	AgentId       *v1.AgentID  `protobuf:"bytes,1,opt,name=agent_id,json=agentId" json:"agent_id,omitempty"`
+	Volume        *v1.Resource `protobuf:"bytes,2,req,name=volume" json:"volume,omitempty"`
+	Addition      *v1.Resource `protobuf:"bytes,3,req,name=addition" json:"addition,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1436,11 +1463,14 @@ func (x *Call_GrowVolume) GetAddition() *v1.Resource {
 	return nil
 }
 
+// Takes disk away from a persistent volume.
 type Call_ShrinkVolume struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	AgentId       *v1.AgentID            `protobuf:"bytes,1,opt,name=agent_id,json=agentId" json:"agent_id,omitempty"`
-	Volume        *v1.Resource           `protobuf:"bytes,2,req,name=volume" json:"volume,omitempty"`
-	Subtract      *v1.Value_Scalar       `protobuf:"bytes,3,req,name=subtract" json:"subtract,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Needed, though not by its label.
+	AgentId *v1.AgentID  `protobuf:"bytes,1,opt,name=agent_id,json=agentId" json:"agent_id,omitempty"`
+	Volume  *v1.Resource `protobuf:"bytes,2,req,name=volume" json:"volume,omitempty"`
+	// MiB.
+	Subtract      *v1.Value_Scalar `protobuf:"bytes,3,req,name=subtract" json:"subtract,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1496,6 +1526,7 @@ func (x *Call_ShrinkVolume) GetSubtract() *v1.Value_Scalar {
 	return nil
 }
 
+// Replaces the maintenance schedule.
 type Call_UpdateMaintenanceSchedule struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Schedule      *maintenance.Schedule  `protobuf:"bytes,1,req,name=schedule" json:"schedule,omitempty"`
@@ -1540,6 +1571,7 @@ func (x *Call_UpdateMaintenanceSchedule) GetSchedule() *maintenance.Schedule {
 	return nil
 }
 
+// Takes machines of the schedule down.
 type Call_StartMaintenance struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Machines      []*v1.MachineID        `protobuf:"bytes,1,rep,name=machines" json:"machines,omitempty"`
@@ -1584,6 +1616,7 @@ func (x *Call_StartMaintenance) GetMachines() []*v1.MachineID {
 	return nil
 }
 
+// Brings machines up and out of the schedule.
 type Call_StopMaintenance struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Machines      []*v1.MachineID        `protobuf:"bytes,1,rep,name=machines" json:"machines,omitempty"`
@@ -1628,13 +1661,16 @@ func (x *Call_StopMaintenance) GetMachines() []*v1.MachineID {
 	return nil
 }
 
+// Kills what runs on an agent and places nothing new there.
 type Call_DrainAgent struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	AgentId        *v1.AgentID            `protobuf:"bytes,1,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
-	MaxGracePeriod *durationpb.Duration   `protobuf:"bytes,2,opt,name=max_grace_period,json=maxGracePeriod" json:"max_grace_period,omitempty"`
-	MarkGone       *bool                  `protobuf:"varint,3,opt,name=mark_gone,json=markGone,def=0" json:"mark_gone,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	AgentId *v1.AgentID            `protobuf:"bytes,1,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
+	// Shortens the grace that tasks ask for. In JSON {"seconds":600}.
+	MaxGracePeriod *durationpb.Duration `protobuf:"bytes,2,opt,name=max_grace_period,json=maxGracePeriod" json:"max_grace_period,omitempty"`
+	// Marks the agent gone once drained.
+	MarkGone      *bool `protobuf:"varint,3,opt,name=mark_gone,json=markGone,def=0" json:"mark_gone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 // Default values for Call_DrainAgent fields.
@@ -1693,6 +1729,7 @@ func (x *Call_DrainAgent) GetMarkGone() bool {
 	return Default_Call_DrainAgent_MarkGone
 }
 
+// Places nothing new on an agent; what runs goes on.
 type Call_DeactivateAgent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AgentId       *v1.AgentID            `protobuf:"bytes,1,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
@@ -1737,6 +1774,7 @@ func (x *Call_DeactivateAgent) GetAgentId() *v1.AgentID {
 	return nil
 }
 
+// Ends that, and draining that is over.
 type Call_ReactivateAgent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AgentId       *v1.AgentID            `protobuf:"bytes,1,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
@@ -1781,10 +1819,12 @@ func (x *Call_ReactivateAgent) GetAgentId() *v1.AgentID {
 	return nil
 }
 
+// Sets quotas, all or none.
 type Call_UpdateQuota struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Force         *bool                  `protobuf:"varint,1,opt,name=force" json:"force,omitempty"`
-	QuotaConfigs  []*quota.QuotaConfig   `protobuf:"bytes,2,rep,name=quota_configs,json=quotaConfigs" json:"quota_configs,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Even when guarantees exceed what there is.
+	Force         *bool                `protobuf:"varint,1,opt,name=force" json:"force,omitempty"`
+	QuotaConfigs  []*quota.QuotaConfig `protobuf:"bytes,2,rep,name=quota_configs,json=quotaConfigs" json:"quota_configs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1833,6 +1873,7 @@ func (x *Call_UpdateQuota) GetQuotaConfigs() []*quota.QuotaConfig {
 	return nil
 }
 
+// Sets a quota in its old form.
 type Call_SetQuota struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	QuotaRequest  *quota.QuotaRequest    `protobuf:"bytes,1,req,name=quota_request,json=quotaRequest" json:"quota_request,omitempty"`
@@ -1877,6 +1918,7 @@ func (x *Call_SetQuota) GetQuotaRequest() *quota.QuotaRequest {
 	return nil
 }
 
+// Removes a quota in its old form.
 type Call_RemoveQuota struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Role          *string                `protobuf:"bytes,1,req,name=role" json:"role,omitempty"`
@@ -1921,6 +1963,7 @@ func (x *Call_RemoveQuota) GetRole() string {
 	return ""
 }
 
+// Ends a framework and all its tasks.
 type Call_Teardown struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	FrameworkId   *v1.FrameworkID        `protobuf:"bytes,1,req,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
@@ -1965,6 +2008,7 @@ func (x *Call_Teardown) GetFrameworkId() *v1.FrameworkID {
 	return nil
 }
 
+// Says that an agent is gone for good.
 type Call_MarkAgentGone struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AgentId       *v1.AgentID            `protobuf:"bytes,1,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
@@ -2009,6 +2053,7 @@ func (x *Call_MarkAgentGone) GetAgentId() *v1.AgentID {
 	return nil
 }
 
+// Whether it is well.
 type Response_GetHealth struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Healthy       *bool                  `protobuf:"varint,1,req,name=healthy" json:"healthy,omitempty"`
@@ -2053,6 +2098,7 @@ func (x *Response_GetHealth) GetHealthy() bool {
 	return false
 }
 
+// The settings it runs with.
 type Response_GetFlags struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Flags         []*v1.Flag             `protobuf:"bytes,1,rep,name=flags" json:"flags,omitempty"`
@@ -2097,6 +2143,7 @@ func (x *Response_GetFlags) GetFlags() []*v1.Flag {
 	return nil
 }
 
+// Version and build.
 type Response_GetVersion struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	VersionInfo   *v1.VersionInfo        `protobuf:"bytes,1,req,name=version_info,json=versionInfo" json:"version_info,omitempty"`
@@ -2141,6 +2188,7 @@ func (x *Response_GetVersion) GetVersionInfo() *v1.VersionInfo {
 	return nil
 }
 
+// The metrics.
 type Response_GetMetrics struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Metrics       []*v1.Metric           `protobuf:"bytes,1,rep,name=metrics" json:"metrics,omitempty"`
@@ -2185,6 +2233,7 @@ func (x *Response_GetMetrics) GetMetrics() []*v1.Metric {
 	return nil
 }
 
+// How much is logged.
 type Response_GetLoggingLevel struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Level         *uint32                `protobuf:"varint,1,req,name=level" json:"level,omitempty"`
@@ -2229,6 +2278,7 @@ func (x *Response_GetLoggingLevel) GetLevel() uint32 {
 	return 0
 }
 
+// Entries of a folder, by path; none for a file.
 type Response_ListFiles struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	FileInfos     []*v1.FileInfo         `protobuf:"bytes,1,rep,name=file_infos,json=fileInfos" json:"file_infos,omitempty"`
@@ -2273,10 +2323,12 @@ func (x *Response_ListFiles) GetFileInfos() []*v1.FileInfo {
 	return nil
 }
 
+// A piece of a file.
 type Response_ReadFile struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Size          *uint64                `protobuf:"varint,1,req,name=size" json:"size,omitempty"`
-	Data          []byte                 `protobuf:"bytes,2,req,name=data" json:"data,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes of the whole file.
+	Size          *uint64 `protobuf:"varint,1,req,name=size" json:"size,omitempty"`
+	Data          []byte  `protobuf:"bytes,2,req,name=data" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2325,6 +2377,7 @@ func (x *Response_ReadFile) GetData() []byte {
 	return nil
 }
 
+// Everything at one time.
 type Response_GetState struct {
 	state         protoimpl.MessageState  `protogen:"open.v1"`
 	GetTasks      *Response_GetTasks      `protobuf:"bytes,1,opt,name=get_tasks,json=getTasks" json:"get_tasks,omitempty"`
@@ -2393,10 +2446,12 @@ func (x *Response_GetState) GetGetAgents() *Response_GetAgents {
 	return nil
 }
 
+// The agents that are registered, and those known from before.
 type Response_GetAgents struct {
-	state           protoimpl.MessageState      `protogen:"open.v1"`
-	Agents          []*Response_GetAgents_Agent `protobuf:"bytes,1,rep,name=agents" json:"agents,omitempty"`
-	RecoveredAgents []*v1.AgentInfo             `protobuf:"bytes,2,rep,name=recovered_agents,json=recoveredAgents" json:"recovered_agents,omitempty"`
+	state  protoimpl.MessageState      `protogen:"open.v1"`
+	Agents []*Response_GetAgents_Agent `protobuf:"bytes,1,rep,name=agents" json:"agents,omitempty"`
+	// Not yet back since the master began.
+	RecoveredAgents []*v1.AgentInfo `protobuf:"bytes,2,rep,name=recovered_agents,json=recoveredAgents" json:"recovered_agents,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -2445,6 +2500,7 @@ func (x *Response_GetAgents) GetRecoveredAgents() []*v1.AgentInfo {
 	return nil
 }
 
+// The frameworks that are registered, and those that have ended.
 type Response_GetFrameworks struct {
 	state               protoimpl.MessageState              `protogen:"open.v1"`
 	Frameworks          []*Response_GetFrameworks_Framework `protobuf:"bytes,1,rep,name=frameworks" json:"frameworks,omitempty"`
@@ -2507,6 +2563,7 @@ func (x *Response_GetFrameworks) GetRecoveredFrameworks() []*v1.FrameworkInfo {
 	return nil
 }
 
+// The executors that run.
 type Response_GetExecutors struct {
 	state     protoimpl.MessageState            `protogen:"open.v1"`
 	Executors []*Response_GetExecutors_Executor `protobuf:"bytes,1,rep,name=executors" json:"executors,omitempty"`
@@ -2561,6 +2618,7 @@ func (x *Response_GetExecutors) GetOrphanExecutors() []*Response_GetExecutors_Ex
 	return nil
 }
 
+// The operations that are known.
 type Response_GetOperations struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Operations    []*v1.Operation        `protobuf:"bytes,1,rep,name=operations" json:"operations,omitempty"`
@@ -2605,13 +2663,19 @@ func (x *Response_GetOperations) GetOperations() []*v1.Operation {
 	return nil
 }
 
+// The tasks, by what became of them.
 type Response_GetTasks struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
+	// Always empty.
+	//
 	// Deprecated: Marked as deprecated in mesos/v1/master/master.proto.
 	PendingTasks     []*v1.Task `protobuf:"bytes,1,rep,name=pending_tasks,json=pendingTasks" json:"pending_tasks,omitempty"`
 	Tasks            []*v1.Task `protobuf:"bytes,2,rep,name=tasks" json:"tasks,omitempty"`
 	UnreachableTasks []*v1.Task `protobuf:"bytes,5,rep,name=unreachable_tasks,json=unreachableTasks" json:"unreachable_tasks,omitempty"`
-	CompletedTasks   []*v1.Task `protobuf:"bytes,3,rep,name=completed_tasks,json=completedTasks" json:"completed_tasks,omitempty"`
+	// Ended, and that acknowledged; the last thousand of each framework.
+	CompletedTasks []*v1.Task `protobuf:"bytes,3,rep,name=completed_tasks,json=completedTasks" json:"completed_tasks,omitempty"`
+	// Always empty.
+	//
 	// Deprecated: Marked as deprecated in mesos/v1/master/master.proto.
 	OrphanTasks   []*v1.Task `protobuf:"bytes,4,rep,name=orphan_tasks,json=orphanTasks" json:"orphan_tasks,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2685,6 +2749,7 @@ func (x *Response_GetTasks) GetOrphanTasks() []*v1.Task {
 	return nil
 }
 
+// The roles in use.
 type Response_GetRoles struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Roles         []*v1.Role             `protobuf:"bytes,1,rep,name=roles" json:"roles,omitempty"`
@@ -2729,6 +2794,7 @@ func (x *Response_GetRoles) GetRoles() []*v1.Role {
 	return nil
 }
 
+// The weights that were set.
 type Response_GetWeights struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	WeightInfos   []*v1.WeightInfo       `protobuf:"bytes,1,rep,name=weight_infos,json=weightInfos" json:"weight_infos,omitempty"`
@@ -2773,11 +2839,14 @@ func (x *Response_GetWeights) GetWeightInfos() []*v1.WeightInfo {
 	return nil
 }
 
+// The master that answers.
 type Response_GetMaster struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	MasterInfo    *v1.MasterInfo         `protobuf:"bytes,1,opt,name=master_info,json=masterInfo" json:"master_info,omitempty"`
-	StartTime     *float64               `protobuf:"fixed64,2,opt,name=start_time,json=startTime" json:"start_time,omitempty"`
-	ElectedTime   *float64               `protobuf:"fixed64,3,opt,name=elected_time,json=electedTime" json:"elected_time,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	MasterInfo *v1.MasterInfo         `protobuf:"bytes,1,opt,name=master_info,json=masterInfo" json:"master_info,omitempty"`
+	// Seconds since the Unix epoch.
+	StartTime *float64 `protobuf:"fixed64,2,opt,name=start_time,json=startTime" json:"start_time,omitempty"`
+	// Seconds since the Unix epoch.
+	ElectedTime   *float64 `protobuf:"fixed64,3,opt,name=elected_time,json=electedTime" json:"elected_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2833,6 +2902,7 @@ func (x *Response_GetMaster) GetElectedTime() float64 {
 	return 0
 }
 
+// Machines on their way into maintenance.
 type Response_GetMaintenanceStatus struct {
 	state         protoimpl.MessageState     `protogen:"open.v1"`
 	Status        *maintenance.ClusterStatus `protobuf:"bytes,1,req,name=status" json:"status,omitempty"`
@@ -2877,6 +2947,7 @@ func (x *Response_GetMaintenanceStatus) GetStatus() *maintenance.ClusterStatus {
 	return nil
 }
 
+// The maintenance schedule.
 type Response_GetMaintenanceSchedule struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Schedule      *maintenance.Schedule  `protobuf:"bytes,1,req,name=schedule" json:"schedule,omitempty"`
@@ -2921,6 +2992,7 @@ func (x *Response_GetMaintenanceSchedule) GetSchedule() *maintenance.Schedule {
 	return nil
 }
 
+// The quotas that were set.
 type Response_GetQuota struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Status        *quota.QuotaStatus     `protobuf:"bytes,1,req,name=status" json:"status,omitempty"`
@@ -2965,12 +3037,16 @@ func (x *Response_GetQuota) GetStatus() *quota.QuotaStatus {
 	return nil
 }
 
+// An agent as the master sees it.
 type Response_GetAgents_Agent struct {
-	state                   protoimpl.MessageState                       `protogen:"open.v1"`
-	AgentInfo               *v1.AgentInfo                                `protobuf:"bytes,1,req,name=agent_info,json=agentInfo" json:"agent_info,omitempty"`
-	Active                  *bool                                        `protobuf:"varint,2,req,name=active" json:"active,omitempty"`
-	Deactivated             *bool                                        `protobuf:"varint,12,opt,name=deactivated" json:"deactivated,omitempty"`
-	Version                 *string                                      `protobuf:"bytes,3,req,name=version" json:"version,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	AgentInfo *v1.AgentInfo          `protobuf:"bytes,1,req,name=agent_info,json=agentInfo" json:"agent_info,omitempty"`
+	// Whether its resources are offered.
+	Active *bool `protobuf:"varint,2,req,name=active" json:"active,omitempty"`
+	// Whether an operator keeps them from being offered.
+	Deactivated *bool   `protobuf:"varint,12,opt,name=deactivated" json:"deactivated,omitempty"`
+	Version     *string `protobuf:"bytes,3,req,name=version" json:"version,omitempty"`
+	// As in `slave(1)@10.0.0.1:5051`.
 	Pid                     *string                                      `protobuf:"bytes,4,opt,name=pid" json:"pid,omitempty"`
 	RegisteredTime          *v1.TimeInfo                                 `protobuf:"bytes,5,opt,name=registered_time,json=registeredTime" json:"registered_time,omitempty"`
 	ReregisteredTime        *v1.TimeInfo                                 `protobuf:"bytes,6,opt,name=reregistered_time,json=reregisteredTime" json:"reregistered_time,omitempty"`
@@ -3113,6 +3189,7 @@ func (x *Response_GetAgents_Agent) GetEstimatedDrainStartTime() *v1.TimeInfo {
 	return nil
 }
 
+// A resource provider of the agent.
 type Response_GetAgents_Agent_ResourceProvider struct {
 	state                protoimpl.MessageState   `protogen:"open.v1"`
 	ResourceProviderInfo *v1.ResourceProviderInfo `protobuf:"bytes,1,req,name=resource_provider_info,json=resourceProviderInfo" json:"resource_provider_info,omitempty"`
@@ -3165,11 +3242,14 @@ func (x *Response_GetAgents_Agent_ResourceProvider) GetTotalResources() []*v1.Re
 	return nil
 }
 
+// A framework as the master sees it.
 type Response_GetFrameworks_Framework struct {
-	state              protoimpl.MessageState      `protogen:"open.v1"`
-	FrameworkInfo      *v1.FrameworkInfo           `protobuf:"bytes,1,req,name=framework_info,json=frameworkInfo" json:"framework_info,omitempty"`
-	Active             *bool                       `protobuf:"varint,2,req,name=active" json:"active,omitempty"`
-	Connected          *bool                       `protobuf:"varint,3,req,name=connected" json:"connected,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FrameworkInfo *v1.FrameworkInfo      `protobuf:"bytes,1,req,name=framework_info,json=frameworkInfo" json:"framework_info,omitempty"`
+	// Whether it is sent offers.
+	Active    *bool `protobuf:"varint,2,req,name=active" json:"active,omitempty"`
+	Connected *bool `protobuf:"varint,3,req,name=connected" json:"connected,omitempty"`
+	// Known from agents only; not yet back since the master began.
 	Recovered          *bool                       `protobuf:"varint,11,req,name=recovered" json:"recovered,omitempty"`
 	RegisteredTime     *v1.TimeInfo                `protobuf:"bytes,4,opt,name=registered_time,json=registeredTime" json:"registered_time,omitempty"`
 	ReregisteredTime   *v1.TimeInfo                `protobuf:"bytes,5,opt,name=reregistered_time,json=reregisteredTime" json:"reregistered_time,omitempty"`
@@ -3297,6 +3377,7 @@ func (x *Response_GetFrameworks_Framework) GetOfferConstraints() *scheduler.Offe
 	return nil
 }
 
+// An executor and its agent.
 type Response_GetExecutors_Executor struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ExecutorInfo  *v1.ExecutorInfo       `protobuf:"bytes,1,req,name=executor_info,json=executorInfo" json:"executor_info,omitempty"`
@@ -3349,10 +3430,12 @@ func (x *Response_GetExecutors_Executor) GetAgentId() *v1.AgentID {
 	return nil
 }
 
+// First event: everything as it is now.
 type Event_Subscribed struct {
-	state                    protoimpl.MessageState `protogen:"open.v1"`
-	GetState                 *Response_GetState     `protobuf:"bytes,1,opt,name=get_state,json=getState" json:"get_state,omitempty"`
-	HeartbeatIntervalSeconds *float64               `protobuf:"fixed64,2,opt,name=heartbeat_interval_seconds,json=heartbeatIntervalSeconds" json:"heartbeat_interval_seconds,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	GetState *Response_GetState     `protobuf:"bytes,1,opt,name=get_state,json=getState" json:"get_state,omitempty"`
+	// Silence for several of these means a dead connection.
+	HeartbeatIntervalSeconds *float64 `protobuf:"fixed64,2,opt,name=heartbeat_interval_seconds,json=heartbeatIntervalSeconds" json:"heartbeat_interval_seconds,omitempty"`
 	unknownFields            protoimpl.UnknownFields
 	sizeCache                protoimpl.SizeCache
 }
@@ -3401,6 +3484,7 @@ func (x *Event_Subscribed) GetHeartbeatIntervalSeconds() float64 {
 	return 0
 }
 
+// A task was launched, or came back with its agent.
 type Event_TaskAdded struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Task          *v1.Task               `protobuf:"bytes,1,req,name=task" json:"task,omitempty"`
@@ -3445,11 +3529,13 @@ func (x *Event_TaskAdded) GetTask() *v1.Task {
 	return nil
 }
 
+// A task's state changed.
 type Event_TaskUpdated struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	FrameworkId   *v1.FrameworkID        `protobuf:"bytes,1,req,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
-	Status        *v1.TaskStatus         `protobuf:"bytes,2,req,name=status" json:"status,omitempty"`
-	State         *v1.TaskState          `protobuf:"varint,3,req,name=state,enum=mesos.v1.TaskState" json:"state,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	FrameworkId *v1.FrameworkID        `protobuf:"bytes,1,req,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
+	Status      *v1.TaskStatus         `protobuf:"bytes,2,req,name=status" json:"status,omitempty"`
+	// The latest; may be ahead of the status, which waits its turn.
+	State         *v1.TaskState `protobuf:"varint,3,req,name=state,enum=mesos.v1.TaskState" json:"state,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3505,6 +3591,7 @@ func (x *Event_TaskUpdated) GetState() v1.TaskState {
 	return v1.TaskState(6)
 }
 
+// A framework subscribed for the first time.
 type Event_FrameworkAdded struct {
 	state         protoimpl.MessageState            `protogen:"open.v1"`
 	Framework     *Response_GetFrameworks_Framework `protobuf:"bytes,1,req,name=framework" json:"framework,omitempty"`
@@ -3549,6 +3636,7 @@ func (x *Event_FrameworkAdded) GetFramework() *Response_GetFrameworks_Framework 
 	return nil
 }
 
+// A framework subscribed again, changed, or lost its connection.
 type Event_FrameworkUpdated struct {
 	state         protoimpl.MessageState            `protogen:"open.v1"`
 	Framework     *Response_GetFrameworks_Framework `protobuf:"bytes,1,req,name=framework" json:"framework,omitempty"`
@@ -3593,6 +3681,7 @@ func (x *Event_FrameworkUpdated) GetFramework() *Response_GetFrameworks_Framewor
 	return nil
 }
 
+// A framework ended.
 type Event_FrameworkRemoved struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	FrameworkInfo *v1.FrameworkInfo      `protobuf:"bytes,1,req,name=framework_info,json=frameworkInfo" json:"framework_info,omitempty"`
@@ -3637,6 +3726,7 @@ func (x *Event_FrameworkRemoved) GetFrameworkInfo() *v1.FrameworkInfo {
 	return nil
 }
 
+// An agent registered.
 type Event_AgentAdded struct {
 	state         protoimpl.MessageState    `protogen:"open.v1"`
 	Agent         *Response_GetAgents_Agent `protobuf:"bytes,1,req,name=agent" json:"agent,omitempty"`
@@ -3681,6 +3771,7 @@ func (x *Event_AgentAdded) GetAgent() *Response_GetAgents_Agent {
 	return nil
 }
 
+// An agent was removed.
 type Event_AgentRemoved struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AgentId       *v1.AgentID            `protobuf:"bytes,1,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`

@@ -4,6 +4,8 @@
 // 	protoc        v3.21.12
 // source: mesos/v1/quota/quota.proto
 
+// Quotas of roles.
+
 package quotav1
 
 import (
@@ -22,11 +24,13 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// A quota in its old form, where guarantee and limit are one.
 type QuotaInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Role          *string                `protobuf:"bytes,1,opt,name=role" json:"role,omitempty"`
-	Principal     *string                `protobuf:"bytes,2,opt,name=principal" json:"principal,omitempty"`
-	Guarantee     []*v1.Resource         `protobuf:"bytes,3,rep,name=guarantee" json:"guarantee,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Role      *string                `protobuf:"bytes,1,opt,name=role" json:"role,omitempty"`
+	Principal *string                `protobuf:"bytes,2,opt,name=principal" json:"principal,omitempty"`
+	// Scalars, unreserved.
+	Guarantee     []*v1.Resource `protobuf:"bytes,3,rep,name=guarantee" json:"guarantee,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -82,11 +86,13 @@ func (x *QuotaInfo) GetGuarantee() []*v1.Resource {
 	return nil
 }
 
+// A request to set a quota in its old form.
 type QuotaRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Force         *bool                  `protobuf:"varint,1,opt,name=force" json:"force,omitempty"`
-	Role          *string                `protobuf:"bytes,2,opt,name=role" json:"role,omitempty"`
-	Guarantee     []*v1.Resource         `protobuf:"bytes,3,rep,name=guarantee" json:"guarantee,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Even when the guarantee exceeds what there is.
+	Force         *bool          `protobuf:"varint,1,opt,name=force" json:"force,omitempty"`
+	Role          *string        `protobuf:"bytes,2,opt,name=role" json:"role,omitempty"`
+	Guarantee     []*v1.Resource `protobuf:"bytes,3,rep,name=guarantee" json:"guarantee,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -142,6 +148,7 @@ func (x *QuotaRequest) GetGuarantee() []*v1.Resource {
 	return nil
 }
 
+// A quota: what a role gets at least, and at most. Amounts in cores and MiB, by resource name.
 type QuotaConfig struct {
 	state         protoimpl.MessageState      `protogen:"open.v1"`
 	Role          *string                     `protobuf:"bytes,1,req,name=role" json:"role,omitempty"`
@@ -202,6 +209,7 @@ func (x *QuotaConfig) GetLimits() map[string]*v1.Value_Scalar {
 	return nil
 }
 
+// All quotas.
 type QuotaStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Deprecated: Marked as deprecated in mesos/v1/quota/quota.proto.

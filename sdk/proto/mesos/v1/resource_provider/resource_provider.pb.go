@@ -4,6 +4,8 @@
 // 	protoc        v3.21.12
 // source: mesos/v1/resource_provider/resource_provider.proto
 
+// What resource providers and their agent say to each other.
+
 package resourceproviderv1
 
 import (
@@ -22,6 +24,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Which of the messages below is meant.
 type Event_Type int32
 
 const (
@@ -93,6 +96,7 @@ func (Event_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_resource_provider_resource_provider_proto_rawDescGZIP(), []int{0, 0}
 }
 
+// Which of the messages below is meant.
 type Call_Type int32
 
 const (
@@ -158,6 +162,7 @@ func (Call_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_resource_provider_resource_provider_proto_rawDescGZIP(), []int{1, 0}
 }
 
+// How it went.
 type Call_UpdatePublishResourcesStatus_Status int32
 
 const (
@@ -217,6 +222,7 @@ func (Call_UpdatePublishResourcesStatus_Status) EnumDescriptor() ([]byte, []int)
 	return file_mesos_v1_resource_provider_resource_provider_proto_rawDescGZIP(), []int{1, 3, 0}
 }
 
+// What an agent sends a subscribed resource provider.
 type Event struct {
 	state                      protoimpl.MessageState            `protogen:"open.v1"`
 	Type                       *Event_Type                       `protobuf:"varint,1,opt,name=type,enum=mesos.v1.resource_provider.Event_Type" json:"type,omitempty"`
@@ -301,8 +307,10 @@ func (x *Event) GetReconcileOperations() *Event_ReconcileOperations {
 	return nil
 }
 
+// What a resource provider sends its agent.
 type Call struct {
-	state                        protoimpl.MessageState             `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Set in all calls but SUBSCRIBE.
 	ResourceProviderId           *v1.ResourceProviderID             `protobuf:"bytes,1,opt,name=resource_provider_id,json=resourceProviderId" json:"resource_provider_id,omitempty"`
 	Type                         *Call_Type                         `protobuf:"varint,2,opt,name=type,enum=mesos.v1.resource_provider.Call_Type" json:"type,omitempty"`
 	Subscribe                    *Call_Subscribe                    `protobuf:"bytes,3,opt,name=subscribe" json:"subscribe,omitempty"`
@@ -385,6 +393,7 @@ func (x *Call) GetUpdatePublishResourcesStatus() *Call_UpdatePublishResourcesSta
 	return nil
 }
 
+// First event: the provider's id, to be kept for good.
 type Event_Subscribed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ProviderId    *v1.ResourceProviderID `protobuf:"bytes,1,req,name=provider_id,json=providerId" json:"provider_id,omitempty"`
@@ -429,12 +438,14 @@ func (x *Event_Subscribed) GetProviderId() *v1.ResourceProviderID {
 	return nil
 }
 
+// An operation to apply; the outcome is sent as UPDATE_OPERATION_STATUS.
 type Event_ApplyOperation struct {
-	state               protoimpl.MessageState `protogen:"open.v1"`
-	FrameworkId         *v1.FrameworkID        `protobuf:"bytes,1,opt,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
-	Info                *v1.Offer_Operation    `protobuf:"bytes,2,req,name=info" json:"info,omitempty"`
-	OperationUuid       *v1.UUID               `protobuf:"bytes,3,req,name=operation_uuid,json=operationUuid" json:"operation_uuid,omitempty"`
-	ResourceVersionUuid *v1.UUID               `protobuf:"bytes,4,req,name=resource_version_uuid,json=resourceVersionUuid" json:"resource_version_uuid,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FrameworkId   *v1.FrameworkID        `protobuf:"bytes,1,opt,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
+	Info          *v1.Offer_Operation    `protobuf:"bytes,2,req,name=info" json:"info,omitempty"`
+	OperationUuid *v1.UUID               `protobuf:"bytes,3,req,name=operation_uuid,json=operationUuid" json:"operation_uuid,omitempty"`
+	// The operation is to be dropped when the provider's version is another.
+	ResourceVersionUuid *v1.UUID `protobuf:"bytes,4,req,name=resource_version_uuid,json=resourceVersionUuid" json:"resource_version_uuid,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -497,10 +508,12 @@ func (x *Event_ApplyOperation) GetResourceVersionUuid() *v1.UUID {
 	return nil
 }
 
+// Resources to make usable on the machine, all that shall be.
 type Event_PublishResources struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uuid          *v1.UUID               `protobuf:"bytes,1,req,name=uuid" json:"uuid,omitempty"`
-	Resources     []*v1.Resource         `protobuf:"bytes,2,rep,name=resources" json:"resources,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// To be given in the answer.
+	Uuid          *v1.UUID       `protobuf:"bytes,1,req,name=uuid" json:"uuid,omitempty"`
+	Resources     []*v1.Resource `protobuf:"bytes,2,rep,name=resources" json:"resources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -549,6 +562,7 @@ func (x *Event_PublishResources) GetResources() []*v1.Resource {
 	return nil
 }
 
+// An update that need not be sent again.
 type Event_AcknowledgeOperationStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	StatusUuid    *v1.UUID               `protobuf:"bytes,1,req,name=status_uuid,json=statusUuid" json:"status_uuid,omitempty"`
@@ -601,6 +615,7 @@ func (x *Event_AcknowledgeOperationStatus) GetOperationUuid() *v1.UUID {
 	return nil
 }
 
+// Operations to tell the state of; those unknown are to be reported as dropped.
 type Event_ReconcileOperations struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	OperationUuids []*v1.UUID             `protobuf:"bytes,1,rep,name=operation_uuids,json=operationUuids" json:"operation_uuids,omitempty"`
@@ -645,6 +660,7 @@ func (x *Event_ReconcileOperations) GetOperationUuids() []*v1.UUID {
 	return nil
 }
 
+// Opens the stream of events.
 type Call_Subscribe struct {
 	state                protoimpl.MessageState   `protogen:"open.v1"`
 	ResourceProviderInfo *v1.ResourceProviderInfo `protobuf:"bytes,1,req,name=resource_provider_info,json=resourceProviderInfo" json:"resource_provider_info,omitempty"`
@@ -689,12 +705,14 @@ func (x *Call_Subscribe) GetResourceProviderInfo() *v1.ResourceProviderInfo {
 	return nil
 }
 
+// News of an operation.
 type Call_UpdateOperationStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	FrameworkId   *v1.FrameworkID        `protobuf:"bytes,1,opt,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
-	Status        *v1.OperationStatus    `protobuf:"bytes,2,req,name=status" json:"status,omitempty"`
-	LatestStatus  *v1.OperationStatus    `protobuf:"bytes,3,opt,name=latest_status,json=latestStatus" json:"latest_status,omitempty"`
-	OperationUuid *v1.UUID               `protobuf:"bytes,4,req,name=operation_uuid,json=operationUuid" json:"operation_uuid,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	FrameworkId *v1.FrameworkID        `protobuf:"bytes,1,opt,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
+	Status      *v1.OperationStatus    `protobuf:"bytes,2,req,name=status" json:"status,omitempty"`
+	// May be ahead of the status, which waits its turn.
+	LatestStatus  *v1.OperationStatus `protobuf:"bytes,3,opt,name=latest_status,json=latestStatus" json:"latest_status,omitempty"`
+	OperationUuid *v1.UUID            `protobuf:"bytes,4,req,name=operation_uuid,json=operationUuid" json:"operation_uuid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -757,11 +775,13 @@ func (x *Call_UpdateOperationStatus) GetOperationUuid() *v1.UUID {
 	return nil
 }
 
+// All resources and operations of the provider.
 type Call_UpdateState struct {
-	state               protoimpl.MessageState `protogen:"open.v1"`
-	Operations          []*v1.Operation        `protobuf:"bytes,1,rep,name=operations" json:"operations,omitempty"`
-	Resources           []*v1.Resource         `protobuf:"bytes,2,rep,name=resources" json:"resources,omitempty"`
-	ResourceVersionUuid *v1.UUID               `protobuf:"bytes,3,req,name=resource_version_uuid,json=resourceVersionUuid" json:"resource_version_uuid,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Operations []*v1.Operation        `protobuf:"bytes,1,rep,name=operations" json:"operations,omitempty"`
+	Resources  []*v1.Resource         `protobuf:"bytes,2,rep,name=resources" json:"resources,omitempty"`
+	// Changes whenever resources change other than by an operation.
+	ResourceVersionUuid *v1.UUID `protobuf:"bytes,3,req,name=resource_version_uuid,json=resourceVersionUuid" json:"resource_version_uuid,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -817,6 +837,7 @@ func (x *Call_UpdateState) GetResourceVersionUuid() *v1.UUID {
 	return nil
 }
 
+// Answer to PUBLISH_RESOURCES.
 type Call_UpdatePublishResourcesStatus struct {
 	state         protoimpl.MessageState                    `protogen:"open.v1"`
 	Uuid          *v1.UUID                                  `protobuf:"bytes,1,req,name=uuid" json:"uuid,omitempty"`

@@ -4,6 +4,8 @@
 // 	protoc        v3.21.12
 // source: mesos/v1/scheduler/scheduler.proto
 
+// The scheduler API: what frameworks and the master say to each other.
+
 package schedulerv1
 
 import (
@@ -22,6 +24,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Which of the messages below is meant.
 type Event_Type int32
 
 const (
@@ -108,6 +111,7 @@ func (Event_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_scheduler_scheduler_proto_rawDescGZIP(), []int{0, 0}
 }
 
+// Which of the messages below is meant.
 type Response_Type int32
 
 const (
@@ -165,6 +169,7 @@ func (Response_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_scheduler_scheduler_proto_rawDescGZIP(), []int{1, 0}
 }
 
+// Properties that are no attributes.
 type AttributeConstraint_Selector_PseudoattributeType int32
 
 const (
@@ -227,6 +232,7 @@ func (AttributeConstraint_Selector_PseudoattributeType) EnumDescriptor() ([]byte
 	return file_mesos_v1_scheduler_scheduler_proto_rawDescGZIP(), []int{2, 0, 0}
 }
 
+// Which of the messages below is meant.
 type Call_Type int32
 
 const (
@@ -331,6 +337,7 @@ func (Call_Type) EnumDescriptor() ([]byte, []int) {
 	return file_mesos_v1_scheduler_scheduler_proto_rawDescGZIP(), []int{4, 0}
 }
 
+// What a master sends a subscribed framework.
 type Event struct {
 	state                 protoimpl.MessageState       `protogen:"open.v1"`
 	Type                  *Event_Type                  `protobuf:"varint,1,opt,name=type,enum=mesos.v1.scheduler.Event_Type" json:"type,omitempty"`
@@ -455,6 +462,7 @@ func (x *Event) GetError() *Event_Error {
 	return nil
 }
 
+// Answer to a call; none has one any more.
 type Response struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Type  *Response_Type         `protobuf:"varint,1,opt,name=type,enum=mesos.v1.scheduler.Response_Type" json:"type,omitempty"`
@@ -509,6 +517,7 @@ func (x *Response) GetReconcileOperations() *Response_ReconcileOperations {
 	return nil
 }
 
+// A condition on one property of an agent.
 type AttributeConstraint struct {
 	state         protoimpl.MessageState         `protogen:"open.v1"`
 	Selector      *AttributeConstraint_Selector  `protobuf:"bytes,1,req,name=selector" json:"selector,omitempty"`
@@ -561,6 +570,7 @@ func (x *AttributeConstraint) GetPredicate() *AttributeConstraint_Predicate {
 	return nil
 }
 
+// Which agents a framework wants offers of.
 type OfferConstraints struct {
 	state           protoimpl.MessageState                       `protogen:"open.v1"`
 	RoleConstraints map[string]*OfferConstraints_RoleConstraints `protobuf:"bytes,1,rep,name=role_constraints,json=roleConstraints" json:"role_constraints,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -605,8 +615,10 @@ func (x *OfferConstraints) GetRoleConstraints() map[string]*OfferConstraints_Rol
 	return nil
 }
 
+// What a framework sends the master.
 type Call struct {
-	state                      protoimpl.MessageState           `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Set in all calls but the first SUBSCRIBE.
 	FrameworkId                *v1.FrameworkID                  `protobuf:"bytes,1,opt,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
 	Type                       *Call_Type                       `protobuf:"varint,2,opt,name=type,enum=mesos.v1.scheduler.Call_Type" json:"type,omitempty"`
 	Subscribe                  *Call_Subscribe                  `protobuf:"bytes,3,opt,name=subscribe" json:"subscribe,omitempty"`
@@ -785,11 +797,13 @@ func (x *Call) GetUpdateFramework() *Call_UpdateFramework {
 	return nil
 }
 
+// How a call went, for libraries that speak HTTP on a framework's behalf.
 type APIResult struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	StatusCode    *uint32                `protobuf:"varint,1,req,name=status_code,json=statusCode" json:"status_code,omitempty"`
-	Response      *Response              `protobuf:"bytes,2,opt,name=response" json:"response,omitempty"`
-	Error         *string                `protobuf:"bytes,3,opt,name=error" json:"error,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of HTTP.
+	StatusCode    *uint32   `protobuf:"varint,1,req,name=status_code,json=statusCode" json:"status_code,omitempty"`
+	Response      *Response `protobuf:"bytes,2,opt,name=response" json:"response,omitempty"`
+	Error         *string   `protobuf:"bytes,3,opt,name=error" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -845,11 +859,13 @@ func (x *APIResult) GetError() string {
 	return ""
 }
 
+// First event of a subscription that was accepted.
 type Event_Subscribed struct {
-	state                    protoimpl.MessageState `protogen:"open.v1"`
-	FrameworkId              *v1.FrameworkID        `protobuf:"bytes,1,req,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
-	HeartbeatIntervalSeconds *float64               `protobuf:"fixed64,2,opt,name=heartbeat_interval_seconds,json=heartbeatIntervalSeconds" json:"heartbeat_interval_seconds,omitempty"`
-	MasterInfo               *v1.MasterInfo         `protobuf:"bytes,3,opt,name=master_info,json=masterInfo" json:"master_info,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	FrameworkId *v1.FrameworkID        `protobuf:"bytes,1,req,name=framework_id,json=frameworkId" json:"framework_id,omitempty"`
+	// Silence for several of these means a dead connection.
+	HeartbeatIntervalSeconds *float64       `protobuf:"fixed64,2,opt,name=heartbeat_interval_seconds,json=heartbeatIntervalSeconds" json:"heartbeat_interval_seconds,omitempty"`
+	MasterInfo               *v1.MasterInfo `protobuf:"bytes,3,opt,name=master_info,json=masterInfo" json:"master_info,omitempty"`
 	unknownFields            protoimpl.UnknownFields
 	sizeCache                protoimpl.SizeCache
 }
@@ -905,6 +921,7 @@ func (x *Event_Subscribed) GetMasterInfo() *v1.MasterInfo {
 	return nil
 }
 
+// New offers.
 type Event_Offers struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Offers        []*v1.Offer            `protobuf:"bytes,1,rep,name=offers" json:"offers,omitempty"`
@@ -949,6 +966,7 @@ func (x *Event_Offers) GetOffers() []*v1.Offer {
 	return nil
 }
 
+// Requests to give resources back.
 type Event_InverseOffers struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	InverseOffers []*v1.InverseOffer     `protobuf:"bytes,1,rep,name=inverse_offers,json=inverseOffers" json:"inverse_offers,omitempty"`
@@ -993,6 +1011,7 @@ func (x *Event_InverseOffers) GetInverseOffers() []*v1.InverseOffer {
 	return nil
 }
 
+// An offer that is no longer valid.
 type Event_Rescind struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	OfferId       *v1.OfferID            `protobuf:"bytes,1,req,name=offer_id,json=offerId" json:"offer_id,omitempty"`
@@ -1037,6 +1056,7 @@ func (x *Event_Rescind) GetOfferId() *v1.OfferID {
 	return nil
 }
 
+// A request that is withdrawn.
 type Event_RescindInverseOffer struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	InverseOfferId *v1.OfferID            `protobuf:"bytes,1,req,name=inverse_offer_id,json=inverseOfferId" json:"inverse_offer_id,omitempty"`
@@ -1081,6 +1101,7 @@ func (x *Event_RescindInverseOffer) GetInverseOfferId() *v1.OfferID {
 	return nil
 }
 
+// News of a task; acknowledge it when it has a uuid.
 type Event_Update struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Status        *v1.TaskStatus         `protobuf:"bytes,1,req,name=status" json:"status,omitempty"`
@@ -1125,6 +1146,7 @@ func (x *Event_Update) GetStatus() *v1.TaskStatus {
 	return nil
 }
 
+// News of an operation; acknowledge it when it has a uuid.
 type Event_UpdateOperationStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Status        *v1.OperationStatus    `protobuf:"bytes,1,req,name=status" json:"status,omitempty"`
@@ -1169,11 +1191,13 @@ func (x *Event_UpdateOperationStatus) GetStatus() *v1.OperationStatus {
 	return nil
 }
 
+// From an executor, at most once.
 type Event_Message struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	AgentId       *v1.AgentID            `protobuf:"bytes,1,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
-	ExecutorId    *v1.ExecutorID         `protobuf:"bytes,2,req,name=executor_id,json=executorId" json:"executor_id,omitempty"`
-	Data          []byte                 `protobuf:"bytes,3,req,name=data" json:"data,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	AgentId    *v1.AgentID            `protobuf:"bytes,1,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
+	ExecutorId *v1.ExecutorID         `protobuf:"bytes,2,req,name=executor_id,json=executorId" json:"executor_id,omitempty"`
+	// Opaque.
+	Data          []byte `protobuf:"bytes,3,req,name=data" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1229,11 +1253,13 @@ func (x *Event_Message) GetData() []byte {
 	return nil
 }
 
+// An agent was removed, or, with executor_id, an executor ended.
 type Event_Failure struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	AgentId       *v1.AgentID            `protobuf:"bytes,1,opt,name=agent_id,json=agentId" json:"agent_id,omitempty"`
-	ExecutorId    *v1.ExecutorID         `protobuf:"bytes,2,opt,name=executor_id,json=executorId" json:"executor_id,omitempty"`
-	Status        *int32                 `protobuf:"varint,3,opt,name=status" json:"status,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	AgentId    *v1.AgentID            `protobuf:"bytes,1,opt,name=agent_id,json=agentId" json:"agent_id,omitempty"`
+	ExecutorId *v1.ExecutorID         `protobuf:"bytes,2,opt,name=executor_id,json=executorId" json:"executor_id,omitempty"`
+	// The executor's status as of wait(2).
+	Status        *int32 `protobuf:"varint,3,opt,name=status" json:"status,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1289,6 +1315,7 @@ func (x *Event_Failure) GetStatus() int32 {
 	return 0
 }
 
+// Why the subscription ends now.
 type Event_Error struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Message       *string                `protobuf:"bytes,1,req,name=message" json:"message,omitempty"`
@@ -1333,6 +1360,7 @@ func (x *Event_Error) GetMessage() string {
 	return ""
 }
 
+// No longer sent; the answers come as events.
 type Response_ReconcileOperations struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Deprecated: Marked as deprecated in mesos/v1/scheduler/scheduler.proto.
@@ -1379,6 +1407,7 @@ func (x *Response_ReconcileOperations) GetOperationStatuses() []*v1.OperationSta
 	return nil
 }
 
+// Which property.
 type AttributeConstraint_Selector struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Selector:
@@ -1461,6 +1490,7 @@ func (*AttributeConstraint_Selector_PseudoattributeType_) isAttributeConstraint_
 
 func (*AttributeConstraint_Selector_AttributeName) isAttributeConstraint_Selector_Selector() {}
 
+// What must hold for it.
 type AttributeConstraint_Predicate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Predicate:
@@ -1607,6 +1637,7 @@ func (*AttributeConstraint_Predicate_TextMatches_) isAttributeConstraint_Predica
 
 func (*AttributeConstraint_Predicate_TextNotMatches_) isAttributeConstraint_Predicate_Predicate() {}
 
+// Some text attribute of that name is the value.
 type AttributeConstraint_Predicate_TextEquals struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Value         *string                `protobuf:"bytes,1,req,name=value" json:"value,omitempty"`
@@ -1651,6 +1682,7 @@ func (x *AttributeConstraint_Predicate_TextEquals) GetValue() string {
 	return ""
 }
 
+// No text attribute of that name is the value.
 type AttributeConstraint_Predicate_TextNotEquals struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Value         *string                `protobuf:"bytes,1,req,name=value" json:"value,omitempty"`
@@ -1695,9 +1727,11 @@ func (x *AttributeConstraint_Predicate_TextNotEquals) GetValue() string {
 	return ""
 }
 
+// Some text attribute of that name matches.
 type AttributeConstraint_Predicate_TextMatches struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Regex         *string                `protobuf:"bytes,1,req,name=regex" json:"regex,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of RE2, for the whole text.
+	Regex         *string `protobuf:"bytes,1,req,name=regex" json:"regex,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1739,9 +1773,11 @@ func (x *AttributeConstraint_Predicate_TextMatches) GetRegex() string {
 	return ""
 }
 
+// No text attribute of that name matches.
 type AttributeConstraint_Predicate_TextNotMatches struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Regex         *string                `protobuf:"bytes,1,req,name=regex" json:"regex,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of RE2, for the whole text.
+	Regex         *string `protobuf:"bytes,1,req,name=regex" json:"regex,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1783,6 +1819,7 @@ func (x *AttributeConstraint_Predicate_TextNotMatches) GetRegex() string {
 	return ""
 }
 
+// There is one.
 type AttributeConstraint_Predicate_Exists struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1819,6 +1856,7 @@ func (*AttributeConstraint_Predicate_Exists) Descriptor() ([]byte, []int) {
 	return file_mesos_v1_scheduler_scheduler_proto_rawDescGZIP(), []int{2, 1, 4}
 }
 
+// There is none.
 type AttributeConstraint_Predicate_NotExists struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1855,6 +1893,7 @@ func (*AttributeConstraint_Predicate_NotExists) Descriptor() ([]byte, []int) {
 	return file_mesos_v1_scheduler_scheduler_proto_rawDescGZIP(), []int{2, 1, 5}
 }
 
+// For one role: those for which some group holds.
 type OfferConstraints_RoleConstraints struct {
 	state         protoimpl.MessageState                    `protogen:"open.v1"`
 	Groups        []*OfferConstraints_RoleConstraints_Group `protobuf:"bytes,1,rep,name=groups" json:"groups,omitempty"`
@@ -1899,6 +1938,7 @@ func (x *OfferConstraints_RoleConstraints) GetGroups() []*OfferConstraints_RoleC
 	return nil
 }
 
+// Holds when all its constraints do.
 type OfferConstraints_RoleConstraints_Group struct {
 	state                protoimpl.MessageState `protogen:"open.v1"`
 	AttributeConstraints []*AttributeConstraint `protobuf:"bytes,1,rep,name=attribute_constraints,json=attributeConstraints" json:"attribute_constraints,omitempty"`
@@ -1943,11 +1983,13 @@ func (x *OfferConstraints_RoleConstraints_Group) GetAttributeConstraints() []*At
 	return nil
 }
 
+// Opens the stream of events; takes over from an earlier stream of the framework.
 type Call_Subscribe struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	FrameworkInfo    *v1.FrameworkInfo      `protobuf:"bytes,1,req,name=framework_info,json=frameworkInfo" json:"framework_info,omitempty"`
-	SuppressedRoles  []string               `protobuf:"bytes,2,rep,name=suppressed_roles,json=suppressedRoles" json:"suppressed_roles,omitempty"`
-	OfferConstraints *OfferConstraints      `protobuf:"bytes,3,opt,name=offer_constraints,json=offerConstraints" json:"offer_constraints,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FrameworkInfo *v1.FrameworkInfo      `protobuf:"bytes,1,req,name=framework_info,json=frameworkInfo" json:"framework_info,omitempty"`
+	// Of these no offers are wanted now.
+	SuppressedRoles  []string          `protobuf:"bytes,2,rep,name=suppressed_roles,json=suppressedRoles" json:"suppressed_roles,omitempty"`
+	OfferConstraints *OfferConstraints `protobuf:"bytes,3,opt,name=offer_constraints,json=offerConstraints" json:"offer_constraints,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -2003,11 +2045,13 @@ func (x *Call_Subscribe) GetOfferConstraints() *OfferConstraints {
 	return nil
 }
 
+// Applies operations, in order, to the resources of the offers taken together.
 type Call_Accept struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	OfferIds      []*v1.OfferID          `protobuf:"bytes,1,rep,name=offer_ids,json=offerIds" json:"offer_ids,omitempty"`
-	Operations    []*v1.Offer_Operation  `protobuf:"bytes,2,rep,name=operations" json:"operations,omitempty"`
-	Filters       *v1.Filters            `protobuf:"bytes,3,opt,name=filters" json:"filters,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	OfferIds   []*v1.OfferID          `protobuf:"bytes,1,rep,name=offer_ids,json=offerIds" json:"offer_ids,omitempty"`
+	Operations []*v1.Offer_Operation  `protobuf:"bytes,2,rep,name=operations" json:"operations,omitempty"`
+	// For what is left over.
+	Filters       *v1.Filters `protobuf:"bytes,3,opt,name=filters" json:"filters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2063,6 +2107,7 @@ func (x *Call_Accept) GetFilters() *v1.Filters {
 	return nil
 }
 
+// Gives offers back.
 type Call_Decline struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	OfferIds      []*v1.OfferID          `protobuf:"bytes,1,rep,name=offer_ids,json=offerIds" json:"offer_ids,omitempty"`
@@ -2115,6 +2160,7 @@ func (x *Call_Decline) GetFilters() *v1.Filters {
 	return nil
 }
 
+// Says that the resources will be given back in time.
 type Call_AcceptInverseOffers struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	InverseOfferIds []*v1.OfferID          `protobuf:"bytes,1,rep,name=inverse_offer_ids,json=inverseOfferIds" json:"inverse_offer_ids,omitempty"`
@@ -2167,6 +2213,7 @@ func (x *Call_AcceptInverseOffers) GetFilters() *v1.Filters {
 	return nil
 }
 
+// Says that they will not.
 type Call_DeclineInverseOffers struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	InverseOfferIds []*v1.OfferID          `protobuf:"bytes,1,rep,name=inverse_offer_ids,json=inverseOfferIds" json:"inverse_offer_ids,omitempty"`
@@ -2219,9 +2266,11 @@ func (x *Call_DeclineInverseOffers) GetFilters() *v1.Filters {
 	return nil
 }
 
+// Ends suppression and drops filters.
 type Call_Revive struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Roles         []string               `protobuf:"bytes,1,rep,name=roles" json:"roles,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// None means all.
+	Roles         []string `protobuf:"bytes,1,rep,name=roles" json:"roles,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2263,11 +2312,13 @@ func (x *Call_Revive) GetRoles() []string {
 	return nil
 }
 
+// Kills a task.
 type Call_Kill struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TaskId        *v1.TaskID             `protobuf:"bytes,1,req,name=task_id,json=taskId" json:"task_id,omitempty"`
-	AgentId       *v1.AgentID            `protobuf:"bytes,2,opt,name=agent_id,json=agentId" json:"agent_id,omitempty"`
-	KillPolicy    *v1.KillPolicy         `protobuf:"bytes,3,opt,name=kill_policy,json=killPolicy" json:"kill_policy,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	TaskId *v1.TaskID             `protobuf:"bytes,1,req,name=task_id,json=taskId" json:"task_id,omitempty"`
+	// Helps a master that does not know the task.
+	AgentId       *v1.AgentID    `protobuf:"bytes,2,opt,name=agent_id,json=agentId" json:"agent_id,omitempty"`
+	KillPolicy    *v1.KillPolicy `protobuf:"bytes,3,opt,name=kill_policy,json=killPolicy" json:"kill_policy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2323,6 +2374,7 @@ func (x *Call_Kill) GetKillPolicy() *v1.KillPolicy {
 	return nil
 }
 
+// Ends an executor and its tasks.
 type Call_Shutdown struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ExecutorId    *v1.ExecutorID         `protobuf:"bytes,1,req,name=executor_id,json=executorId" json:"executor_id,omitempty"`
@@ -2375,11 +2427,13 @@ func (x *Call_Shutdown) GetAgentId() *v1.AgentID {
 	return nil
 }
 
+// Says that an update need not be sent again.
 type Call_Acknowledge struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	AgentId       *v1.AgentID            `protobuf:"bytes,1,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
-	TaskId        *v1.TaskID             `protobuf:"bytes,2,req,name=task_id,json=taskId" json:"task_id,omitempty"`
-	Uuid          []byte                 `protobuf:"bytes,3,req,name=uuid" json:"uuid,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	AgentId *v1.AgentID            `protobuf:"bytes,1,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
+	TaskId  *v1.TaskID             `protobuf:"bytes,2,req,name=task_id,json=taskId" json:"task_id,omitempty"`
+	// Of the update; 16 bytes.
+	Uuid          []byte `protobuf:"bytes,3,req,name=uuid" json:"uuid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2435,14 +2489,16 @@ func (x *Call_Acknowledge) GetUuid() []byte {
 	return nil
 }
 
+// Says that an operation's update need not be sent again.
 type Call_AcknowledgeOperationStatus struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	AgentId            *v1.AgentID            `protobuf:"bytes,1,opt,name=agent_id,json=agentId" json:"agent_id,omitempty"`
 	ResourceProviderId *v1.ResourceProviderID `protobuf:"bytes,2,opt,name=resource_provider_id,json=resourceProviderId" json:"resource_provider_id,omitempty"`
-	Uuid               []byte                 `protobuf:"bytes,3,req,name=uuid" json:"uuid,omitempty"`
-	OperationId        *v1.OperationID        `protobuf:"bytes,4,req,name=operation_id,json=operationId" json:"operation_id,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Of the update; 16 bytes.
+	Uuid          []byte          `protobuf:"bytes,3,req,name=uuid" json:"uuid,omitempty"`
+	OperationId   *v1.OperationID `protobuf:"bytes,4,req,name=operation_id,json=operationId" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Call_AcknowledgeOperationStatus) Reset() {
@@ -2503,8 +2559,10 @@ func (x *Call_AcknowledgeOperationStatus) GetOperationId() *v1.OperationID {
 	return nil
 }
 
+// Asks for the state of tasks; the answers are UPDATE events.
 type Call_Reconcile struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// None means all that the master knows.
 	Tasks         []*Call_Reconcile_Task `protobuf:"bytes,1,rep,name=tasks" json:"tasks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2547,8 +2605,10 @@ func (x *Call_Reconcile) GetTasks() []*Call_Reconcile_Task {
 	return nil
 }
 
+// Asks for the state of operations; the answers are events.
 type Call_ReconcileOperations struct {
-	state         protoimpl.MessageState                `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// None means all that the master knows.
 	Operations    []*Call_ReconcileOperations_Operation `protobuf:"bytes,1,rep,name=operations" json:"operations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2591,11 +2651,13 @@ func (x *Call_ReconcileOperations) GetOperations() []*Call_ReconcileOperations_O
 	return nil
 }
 
+// To an executor, at most once.
 type Call_Message struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	AgentId       *v1.AgentID            `protobuf:"bytes,1,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
-	ExecutorId    *v1.ExecutorID         `protobuf:"bytes,2,req,name=executor_id,json=executorId" json:"executor_id,omitempty"`
-	Data          []byte                 `protobuf:"bytes,3,req,name=data" json:"data,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	AgentId    *v1.AgentID            `protobuf:"bytes,1,req,name=agent_id,json=agentId" json:"agent_id,omitempty"`
+	ExecutorId *v1.ExecutorID         `protobuf:"bytes,2,req,name=executor_id,json=executorId" json:"executor_id,omitempty"`
+	// Opaque.
+	Data          []byte `protobuf:"bytes,3,req,name=data" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2651,6 +2713,7 @@ func (x *Call_Message) GetData() []byte {
 	return nil
 }
 
+// Asks for resources; a hint that may be ignored.
 type Call_Request struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Requests      []*v1.Request          `protobuf:"bytes,1,rep,name=requests" json:"requests,omitempty"`
@@ -2695,9 +2758,11 @@ func (x *Call_Request) GetRequests() []*v1.Request {
 	return nil
 }
 
+// Wants no offers until revived.
 type Call_Suppress struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Roles         []string               `protobuf:"bytes,1,rep,name=roles" json:"roles,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// None means all.
+	Roles         []string `protobuf:"bytes,1,rep,name=roles" json:"roles,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2739,11 +2804,13 @@ func (x *Call_Suppress) GetRoles() []string {
 	return nil
 }
 
+// Changes what the framework said when it subscribed.
 type Call_UpdateFramework struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	FrameworkInfo    *v1.FrameworkInfo      `protobuf:"bytes,1,req,name=framework_info,json=frameworkInfo" json:"framework_info,omitempty"`
-	SuppressedRoles  []string               `protobuf:"bytes,2,rep,name=suppressed_roles,json=suppressedRoles" json:"suppressed_roles,omitempty"`
-	OfferConstraints *OfferConstraints      `protobuf:"bytes,3,opt,name=offer_constraints,json=offerConstraints" json:"offer_constraints,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FrameworkInfo *v1.FrameworkInfo      `protobuf:"bytes,1,req,name=framework_info,json=frameworkInfo" json:"framework_info,omitempty"`
+	// Replaces those given before.
+	SuppressedRoles  []string          `protobuf:"bytes,2,rep,name=suppressed_roles,json=suppressedRoles" json:"suppressed_roles,omitempty"`
+	OfferConstraints *OfferConstraints `protobuf:"bytes,3,opt,name=offer_constraints,json=offerConstraints" json:"offer_constraints,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -2799,6 +2866,7 @@ func (x *Call_UpdateFramework) GetOfferConstraints() *OfferConstraints {
 	return nil
 }
 
+// One of them.
 type Call_Reconcile_Task struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TaskId        *v1.TaskID             `protobuf:"bytes,1,req,name=task_id,json=taskId" json:"task_id,omitempty"`
@@ -2851,6 +2919,7 @@ func (x *Call_Reconcile_Task) GetAgentId() *v1.AgentID {
 	return nil
 }
 
+// One of them.
 type Call_ReconcileOperations_Operation struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	OperationId        *v1.OperationID        `protobuf:"bytes,1,req,name=operation_id,json=operationId" json:"operation_id,omitempty"`
