@@ -30,8 +30,9 @@ type Binary struct {
 const maxBinary = 256 << 20
 
 // Open makes a sealed copy of the program at path, which is looked up along PATH when it has no
-// slash. Where the kernel refuses to execute such copies the file itself is used. Close it when no
-// more processes are to be started from it; those running keep theirs.
+// slash. A script, whose interpreter could not read a copy, and any program where the kernel refuses
+// to execute copies, is used from the file itself. Close it when no more processes are to be started
+// from it; those running keep theirs.
 func Open(path string) (*Binary, error) {
 	path, err := exec.LookPath(path)
 	if err != nil {
@@ -49,13 +50,20 @@ func Open(path string) (*Binary, error) {
 	return b, nil
 }
 
-// seal copies path to sealed memory. The file is nil when the kernel does not execute such.
+// seal copies path to sealed memory. The file is nil when it could not be executed from there.
 func seal(path string) (*os.File, error) {
 	src, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer src.Close()
+	var magic [2]byte
+	if _, err := src.ReadAt(magic[:], 0); err != nil {
+		return nil, err
+	}
+	if string(magic[:]) == "#!" {
+		return nil, nil
+	}
 	fd, err := unix.MemfdCreate(filepath.Base(path), unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
 	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
 		fd, err = unix.MemfdCreate(filepath.Base(path), unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)

@@ -338,7 +338,7 @@ func cgroupSettingsAreWritten(t *testing.T, e *Env, l launcher.Launcher) {
 }
 
 func memoryLimitKills(t *testing.T, e *Env, l launcher.Launcher) {
-	r := e.Request("sh", "-c", `x=$(head -c 150000000 /dev/zero | tr '\\0' x); exit 0`)
+	r := e.Request("sh", "-c", "x=$(yes | head -c 150000000); exit 0")
 	r.Proposal.Cgroup = &containerv1.CgroupResources{MemoryLimitBytes: i64(32 << 20), MemorySwapBytes: i64(32 << 20)}
 	s, _ := Run(t, l, r)
 	if ws := syscall.WaitStatus(s); !ws.Signaled() || ws.Signal() != syscall.SIGKILL {

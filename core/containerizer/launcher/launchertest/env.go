@@ -73,7 +73,7 @@ func New(t testing.TB) *Env {
 	}
 	e := &Env{
 		Shim: b, Cgroups: h, Root: fmt.Sprintf("mosaic-test-%d-%s", os.Getpid(), filepath.Base(dir)), Dir: dir,
-		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
+		Log: quietLog(),
 	}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -100,6 +100,10 @@ func New(t testing.TB) *Env {
 		}
 	})
 	return e
+}
+
+func quietLog() *slog.Logger {
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 }
 
 // Request asks for a container that runs argv as root, with the environment's output files.

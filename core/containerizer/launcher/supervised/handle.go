@@ -17,6 +17,8 @@ import (
 	"sync"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/mosaic-cluster/mosaic/core/containerizer/cgroup"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/shim"
@@ -54,10 +56,11 @@ type Handle struct {
 	state []byte
 	group *cgroup.Group // nil without cgroup
 	opts  Options
+	pidfd int // of the first process, -1 when it could not be had; closed by Destroy
 
 	destroying sync.Mutex // held by Destroy
 
-	mu        sync.Mutex   // guards what follows
+	mu        sync.Mutex   // guards what follows, and pidfd
 	client    *shim.Client // nil when the shim is lost
 	end       *end
 	destroyed bool
@@ -75,7 +78,7 @@ func New(client *shim.Client, rec Record, group *cgroup.Group, opts Options) (*H
 	if err != nil {
 		return nil, fmt.Errorf("encode state: %w", err)
 	}
-	return &Handle{rec: rec, state: state, group: group, client: client, opts: opts}, nil
+	return &Handle{rec: rec, state: state, group: group, client: client, opts: opts, pidfd: openPidfd(rec.Pid, rec.StartTicks)}, nil
 }
 
 // ParseRecord decodes a handle's state.
@@ -109,6 +112,7 @@ func Reattach(ctx context.Context, rec Record, group *cgroup.Group, opts Options
 		return h, nil
 	}
 	if !errors.Is(err, shim.ErrLost) {
+		h.Detach()
 		return nil, err
 	}
 	// The record first: it is written while the process is not yet reaped.
@@ -122,7 +126,13 @@ func Reattach(ctx context.Context, rec Record, group *cgroup.Group, opts Options
 	if e, ok := readExit(rec.RunDir); ok {
 		return nil, h.gone(ctx, e, "it ended while the agent was away")
 	}
-	return nil, h.gone(ctx, end{}, "neither its shim nor its first process is there")
+	var e end
+	if h.pidfd >= 0 { // a zombie: whoever reaps it, the kernel tells
+		if e, err = h.watch(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return nil, h.gone(ctx, e, "neither its shim nor its first process is there")
 }
 
 // gone takes down what is left and returns why there is no handle.
@@ -306,13 +316,26 @@ func (h *Handle) Destroy(ctx context.Context) error {
 		return fmt.Errorf("destroy container %s: %w", h.rec.ID, err)
 	}
 	h.mu.Lock()
+	h.destroyed = true
+	h.mu.Unlock()
+	h.Detach()
+	return nil
+}
+
+// Detach gives up what the handle holds in this process, for an agent that ends or hands over. The
+// container goes on, if it was started, and is found again by Reattach. The handle is of no use then.
+func (h *Handle) Detach() {
+	h.mu.Lock()
 	client := h.client
-	h.destroyed, h.client = true, nil
+	h.client = nil
+	if h.pidfd >= 0 {
+		_ = unix.Close(h.pidfd)
+		h.pidfd = -1
+	}
 	h.mu.Unlock()
 	if client != nil {
 		_ = client.Close()
 	}
-	return nil
 }
 
 func (h *Handle) destroy(ctx context.Context) error {

@@ -3,7 +3,6 @@ package supervised
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -149,17 +148,34 @@ func (h *Handle) members() ([]int, error) {
 // whoever inherited it has to reap it first, and a busy first process of a system takes its time.
 const exitInfoTimeout = 3 * time.Second
 
+// openPidfd returns a descriptor of the process that started at ticks, or -1. Whoever holds one when
+// the process ends can ask how it ended, also after it was reaped.
+func openPidfd(pid int, ticks uint64) int {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return -1
+	}
+	// The descriptor is held, so the pid cannot change hands between here and there.
+	if s, ok := readStat(pid); !ok || s.ticks != ticks {
+		_ = unix.Close(fd)
+		return -1
+	}
+	return fd
+}
+
 // watch waits for the first process without a shim. The status is the kernel's, where it gives that
 // to others than the parent, or the record's, if the shim lived to write it.
 func (h *Handle) watch(ctx context.Context) (end, error) {
-	fd, err := unix.PidfdOpen(h.rec.Pid, unix.PIDFD_NONBLOCK)
-	if err != nil || !isSame(h.rec.Pid, h.rec.StartTicks) {
-		if err == nil {
-			_ = unix.Close(fd)
-		}
-		if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.EINVAL) {
-			return end{}, fmt.Errorf("open pidfd of %d: %w", h.rec.Pid, err)
-		}
+	h.mu.Lock()
+	fd, err := -1, error(nil)
+	if h.pidfd >= 0 {
+		fd, err = unix.FcntlInt(uintptr(h.pidfd), unix.F_DUPFD_CLOEXEC, 0)
+	}
+	h.mu.Unlock()
+	if err != nil {
+		return end{}, fmt.Errorf("watch process %d: %w", h.rec.Pid, err)
+	}
+	if fd < 0 { // it had ended before anyone could look
 		e, _ := readExit(h.rec.RunDir)
 		return e, nil
 	}
