@@ -246,7 +246,6 @@ func outcome(t *task, was phase, end *containerTermination, err error) *mesosv1.
 		s.Message = new(err.Error())
 		if !running {
 			s.Reason = mesosv1.TaskStatus_REASON_CONTAINER_LAUNCH_FAILED.Enum()
-			s.Message = new("launch container: " + err.Error())
 		}
 	case end.WaitStatus == nil:
 		s.State = mesosv1.TaskState_TASK_FAILED.Enum()

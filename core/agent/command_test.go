@@ -112,7 +112,7 @@ func TestFailedLaunchFailsTheTaskAndSaysWhy(t *testing.T) {
 		w.launch(checkpointed("F"), command("t", "true"))
 		s := w.master.await(t, "t", mesosv1.TaskState_TASK_FAILED).GetStatus()
 		if s.GetReason() != mesosv1.TaskStatus_REASON_CONTAINER_LAUNCH_FAILED || s.GetSource() != mesosv1.TaskStatus_SOURCE_AGENT ||
-			s.GetMessage() != "launch container: isolator(rlimits): nofile: soft 4096 above hard 1024" {
+			s.GetMessage() != "isolator(rlimits): nofile: soft 4096 above hard 1024" {
 			t.Errorf("status = %v, want CONTAINER_LAUNCH_FAILED with the isolator's words", s)
 		}
 		if s.GetContainerStatus().GetContainerId().GetValue() == "" {

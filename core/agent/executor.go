@@ -542,7 +542,7 @@ func (e *executor) outcome(end *containerTermination, err error) *mesosv1.TaskSt
 	switch {
 	case err != nil && !e.launched:
 		s.Reason = mesosv1.TaskStatus_REASON_CONTAINER_LAUNCH_FAILED.Enum()
-		s.Message = new("launch container: " + err.Error())
+		s.Message = new(err.Error())
 	case err != nil:
 		s.Message = new(err.Error())
 	case s.Message == nil:

@@ -256,20 +256,22 @@ type controller struct {
 	listener *bufconn.Listener
 	server   *grpc.Server
 
-	mu       sync.Mutex
-	term     uint64
-	refuse   *clusterv1.Refused
-	streams  int
-	current  clusterv1.Master_ConnectServer
-	drop     chan struct{} // closed to end the current stream
-	hellos   []*clusterv1.Hello
-	received []*clusterv1.FromAgent
-	autoAck  bool
-	changed  chan struct{} // closed and made anew with each message
+	mu          sync.Mutex
+	term        uint64
+	refuse      *clusterv1.Refused
+	streams     int
+	current     clusterv1.Master_ConnectServer
+	down        string // address that does not answer
+	pingTimeout time.Duration
+	drop        chan struct{} // closed to end the current stream
+	hellos      []*clusterv1.Hello
+	received    []*clusterv1.FromAgent
+	autoAck     bool
+	changed     chan struct{} // closed and made anew with each message
 }
 
 func newController(t *testing.T) *controller {
-	m := &controller{listener: bufconn.Listen(1 << 20), server: grpc.NewServer(), term: 1, changed: make(chan struct{})}
+	m := &controller{listener: bufconn.Listen(1 << 20), server: grpc.NewServer(), term: 1, pingTimeout: 24 * time.Hour, changed: make(chan struct{})}
 	clusterv1.RegisterMasterServer(m.server, m)
 	done := make(chan struct{})
 	go func() {
@@ -303,7 +305,7 @@ func (m *controller) Connect(s clusterv1.Master_ConnectServer) error {
 		id = &mesosv1.AgentID{Value: new("M-S0")}
 	}
 	err = s.Send(&clusterv1.ToAgent{Term: m.term, Message: &clusterv1.ToAgent_Registered{
-		Registered: &clusterv1.Registered{AgentId: id, PingTimeoutMs: time.Hour.Milliseconds()}}})
+		Registered: &clusterv1.Registered{AgentId: id, PingTimeoutMs: m.pingTimeout.Milliseconds()}}})
 	m.notify()
 	m.mu.Unlock()
 	if err != nil {
@@ -391,7 +393,10 @@ func (m *controller) message(x any) *clusterv1.ToAgent {
 }
 
 // dropped cuts the connection as a master that dies does.
-func (m *controller) dial(ctx context.Context, _ string) (net.Conn, error) {
+func (m *controller) dial(ctx context.Context, address string) (net.Conn, error) {
+	if address == m.down {
+		return nil, errors.New("connection refused")
+	}
 	return m.listener.DialContext(ctx)
 }
 

@@ -102,8 +102,10 @@ func (a *Agent) recover(ctx context.Context) error {
 		return err
 	}
 	var known []string
-	for id := range a.containers {
-		known = append(known, string(id))
+	for id, e := range a.containers {
+		if e.command == nil || !terminal(e.command.state) {
+			known = append(known, string(id))
+		}
 	}
 	slices.Sort(known)
 	a.mu.Unlock()
