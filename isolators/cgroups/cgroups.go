@@ -7,11 +7,13 @@ package cgroups
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"os"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/mosaic-cluster/mosaic/sdk/module"
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
@@ -45,6 +47,8 @@ type Isolator struct {
 	config *module.Config[Config]
 	events *module.Events
 
+	machine atomic.Uint64 // the machine's memory in bytes
+
 	mu    sync.Mutex // guards watch
 	watch *watcher   // nil until a container is to be watched
 }
@@ -61,14 +65,17 @@ func New() *Isolator {
 func (i *Isolator) Info() module.Info {
 	return module.Info{
 		Kind: "isolator", Name: "cgroups", Version: "1.0.0", Doc: "limits of processor time, memory and processes, and their use",
-		Calls: []string{"isolate", "update", "usage", "status"}, Powers: []string{"cgroup"},
+		Calls: []string{"isolate", "update", "usage", "status"}, Powers: []string{"cgroup", "oom_score"},
 		Nesting: true, Standalone: true, Config: i.config, Events: i.events, Configured: i.configured,
 	}
 }
 
 func (i *Isolator) configured(_ context.Context, node *modulev1.NodeFacts) error {
+	i.machine.Store(node.GetMemBytes())
 	if node.GetCgroupVersion() == 0 {
 		i.events.Health(modulev1.Health_DEGRADED, "this machine gives the agent no cgroups: limits cannot be set")
+	} else {
+		i.events.Health(modulev1.Health_OK, "")
 	}
 	return nil
 }
@@ -85,7 +92,26 @@ func sum(list []*mesosv1.Resource, name string) (total float64, revocable bool) 
 	return total, revocable && total > 0
 }
 
-// settings are the cgroup's for a container. Containers without an own cgroup have none.
+// own says whether a container has a cgroup of its own: debug containers and those nested ones that share have none.
+func own(c *containerv1.Container) bool {
+	return c.GetParentId() == "" || c.GetCgroup() != "" && c.GetClass() != containerv1.Container_DEBUG
+}
+
+// oomScore makes the kernel prefer containers that may use more memory than they asked for, those that asked for least
+// first. Nil leaves the score as it is. Custom executors keep theirs, since their tasks would die with them.
+func (i *Isolator) oomScore(c *containerv1.Container) *int32 {
+	mem, _ := sum(c.GetResources(), "mem")
+	limit, ok := c.GetLimits()["mem"]
+	total := float64(i.machine.Load())
+	if !ok || !(limit > mem) || total == 0 || c.GetTaskId() == "" && c.GetParentId() == "" {
+		return nil
+	}
+	// In thousandths of the machine's memory, as the kernel counts it.
+	score := int32(min(max(1000-1000*mem*megabyte/total, 2), 999))
+	return &score
+}
+
+// settings are those of the container's own cgroup.
 func (i *Isolator) settings(c *containerv1.Container) (*containerv1.CgroupResources, error) {
 	cfg := i.config.Get()
 	set := &containerv1.CgroupResources{}
@@ -162,16 +188,25 @@ func bytes(megabytes float64) int64 { return max(int64(megabytes*megabyte), minM
 
 // Prepare proposes the settings.
 func (i *Isolator) Prepare(_ context.Context, r *isolatorv1.PrepareRequest) (*isolatorv1.PrepareResponse, error) {
-	set, err := i.settings(r.GetContainer())
-	if err != nil {
-		return nil, err
+	c := r.GetContainer()
+	p := &containerv1.Proposal{OomScoreAdj: i.oomScore(c)}
+	if own(c) {
+		set, err := i.settings(c)
+		if err != nil {
+			return nil, err
+		}
+		p.Cgroup = set
 	}
-	return &isolatorv1.PrepareResponse{Proposal: &containerv1.Proposal{Cgroup: set}}, nil
+	return &isolatorv1.PrepareResponse{Proposal: p}, nil
 }
 
 // Update proposes the settings for new resources. A memory limit is never lowered: the kernel would refuse, or kill.
 func (i *Isolator) Update(_ context.Context, r *isolatorv1.UpdateRequest) (*isolatorv1.UpdateResponse, error) {
-	set, err := i.settings(r.GetRecord().GetContainer())
+	c := r.GetRecord().GetContainer()
+	if !own(c) {
+		return &isolatorv1.UpdateResponse{}, nil
+	}
+	set, err := i.settings(c)
 	if err != nil {
 		return nil, err
 	}
@@ -208,47 +243,59 @@ func (i *Isolator) Recover(s isolatorv1.Isolator_RecoverServer) error {
 
 // Status says whether a container ran out of memory, also after its end.
 func (i *Isolator) Status(_ context.Context, r *isolatorv1.StatusRequest) (*isolatorv1.StatusResponse, error) {
+	watch := i.watching()
 	results := map[string]*isolatorv1.StatusResult{}
 	for _, rec := range r.GetRecords() {
 		g := groupOf(rec)
 		if g.path("memory") == "" {
 			continue
 		}
+		id := rec.GetContainer().GetId()
 		result := &isolatorv1.StatusResult{}
-		if g.oomKills() > 0 {
-			result.Limitation = limitation(rec.GetContainer().GetId(), g)
+		switch {
+		case g.oomKills() > 0:
+			result.Limitation = limitation(id, g)
+		case watch != nil:
+			result.Limitation = watch.reported(id) // the cgroup may be gone
 		}
-		results[rec.GetContainer().GetId()] = result
+		results[id] = result
 	}
 	return &isolatorv1.StatusResponse{Results: results}, nil
 }
 
-// limitation describes the end of memory as Mesos does.
+// limitation describes the end of memory as Mesos does. A container without a limit suffered from the machine's.
 func limitation(id string, g group) *modulev1.Limitation {
 	limit, _ := g.memoryLimit()
-	most := g.memoryMost()
-	mb := float64(limit) / megabyte
-	name, role := "mem", "*"
-	return &modulev1.Limitation{
-		ContainerId: id,
-		Reason:      mesosv1.TaskStatus_REASON_CONTAINER_LIMITATION_MEMORY.String(),
-		Message: "Memory limit exceeded: Requested: " + strconv.FormatInt(limit/megabyte, 10) + "MB Maximum Used: " +
-			strconv.FormatInt(most/megabyte, 10) + "MB",
-		Resources: []*mesosv1.Resource{{
+	l := &modulev1.Limitation{ContainerId: id, Reason: mesosv1.TaskStatus_REASON_CONTAINER_LIMITATION_MEMORY.String()}
+	used := fmt.Sprintf("Maximum Used: %dMB", g.memoryMost()/megabyte)
+	if limit > 0 {
+		l.Message = fmt.Sprintf("Memory limit exceeded: Requested: %dMB %s", limit/megabyte, used)
+		mb := float64(limit) / megabyte
+		name, role := "mem", "*"
+		l.Resources = []*mesosv1.Resource{{
 			Name: &name, Type: mesosv1.Value_SCALAR.Enum(), Role: &role, Scalar: &mesosv1.Value_Scalar{Value: &mb},
-		}},
+		}}
+	} else {
+		l.Message = "The machine is out of memory and the kernel killed a process of the container: Requested: no limit " + used
 	}
+	if text, ok := g.read("memory", "memory.stat"); ok {
+		l.Message += "\n\nMEMORY STATISTICS: \n" + text + "\n"
+	}
+	return l
 }
 
 // Cleanup forgets the container. Its cgroup is the agent's to remove.
 func (i *Isolator) Cleanup(_ context.Context, r *isolatorv1.CleanupRequest) (*isolatorv1.CleanupResponse, error) {
-	i.mu.Lock()
-	w := i.watch
-	i.mu.Unlock()
-	if w != nil {
+	if w := i.watching(); w != nil {
 		w.forget(r.GetRecord().GetContainer().GetId())
 	}
 	return &isolatorv1.CleanupResponse{}, nil
+}
+
+func (i *Isolator) watching() *watcher {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.watch
 }
 
 // follow watches one container; twice is once.
@@ -260,7 +307,7 @@ func (i *Isolator) follow(r *isolatorv1.ContainerRecord) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.watch == nil {
-		w, err := newWatcher(func(id string, g group) { i.events.Limit(limitation(id, g)) })
+		w, err := newWatcher(i.events.Limit)
 		if err != nil {
 			return err
 		}

@@ -71,6 +71,33 @@ func TestSettingsAreThoseOfMesos(t *testing.T) {
 	}
 }
 
+func TestContainersThatMayUseMoreThanTheyAskedForDieFirst(t *testing.T) {
+	c := moduletest.Start(t, cgroups.New(), `{}`) // on a machine of 8192 MB
+	for _, test := range []struct {
+		name      string
+		container *containerv1.Container
+		want      int32 // -1 is none
+	}{
+		{"no more than asked", &containerv1.Container{Id: "c", TaskId: "t"}, -1},
+		{"more", &containerv1.Container{Id: "c", TaskId: "t", Limits: map[string]float64{"mem": 4096}}, 750},
+		{"without bound", &containerv1.Container{Id: "c.n", ParentId: "c", Limits: map[string]float64{"mem": math.Inf(1)}}, 750},
+		{"executor", &containerv1.Container{Id: "c", Limits: map[string]float64{"mem": 4096}}, -1},
+	} {
+		test.container.Resources = []*mesosv1.Resource{scalar("mem", 2048, false)}
+		r, err := c.Isolator.Prepare(context.Background(), &isolatorv1.PrepareRequest{Container: test.container})
+		if err != nil {
+			t.Fatalf("%s: Prepare: %v", test.name, err)
+		}
+		p := r.GetProposal()
+		if got := p.GetOomScoreAdj(); test.want < 0 && p.OomScoreAdj != nil || test.want >= 0 && got != test.want {
+			t.Errorf("%s: oom score %d, want %d", test.name, got, test.want)
+		}
+		if nested := test.container.GetParentId() != ""; (p.GetCgroup() == nil) != nested {
+			t.Errorf("%s: cgroup %v, want one unless it shares its parent's", test.name, p.GetCgroup())
+		}
+	}
+}
+
 func TestAmountsNoMachineHasAreRefused(t *testing.T) {
 	c := moduletest.Start(t, cgroups.New(), `{}`)
 	for _, r := range []*mesosv1.Resource{scalar("cpus", math.NaN(), false), scalar("mem", -1, false), scalar("mem", 1e300, false), scalar("cpus", math.Inf(1), false)} {
@@ -150,7 +177,7 @@ func expectLimitation(t *testing.T, w modulev1.Module_WatchClient, id string) {
 			t.Fatalf("wait for a limitation: %v", err)
 		}
 		if l := e.GetLimitation(); l != nil {
-			if l.GetContainerId() != id || l.GetReason() != "REASON_CONTAINER_LIMITATION_MEMORY" || !strings.Contains(l.GetMessage(), "64MB") || len(l.GetResources()) != 1 {
+			if l.GetContainerId() != id || l.GetReason() != "REASON_CONTAINER_LIMITATION_MEMORY" || !strings.Contains(l.GetMessage(), "Requested: 64MB Maximum Used: 6") || len(l.GetResources()) != 1 {
 				t.Errorf("limitation %v, want one for %s with the reason, 64MB, and the resource", l, id)
 			}
 			return
@@ -200,6 +227,11 @@ func TestOutOfMemoryOnVersion1IsReportedAndRemembered(t *testing.T) {
 	s, err := c.Isolator.Status(ctx, &isolatorv1.StatusRequest{Records: []*isolatorv1.ContainerRecord{rec}})
 	if err != nil || s.GetResults()["c"].GetLimitation() == nil {
 		t.Errorf("Status after the end = %v, %v; want the limitation", s, err)
+	}
+	gone := &isolatorv1.ContainerRecord{Container: rec.Container, Cgroups: map[string]string{"memory": dir + "-gone"}}
+	s, err = c.Isolator.Status(ctx, &isolatorv1.StatusRequest{Records: []*isolatorv1.ContainerRecord{gone}})
+	if err != nil || s.GetResults()["c"].GetLimitation() == nil {
+		t.Errorf("Status without the cgroup = %v, %v; want the limitation all the same", s, err)
 	}
 	u, err := c.Isolator.Update(ctx, &isolatorv1.UpdateRequest{Record: &isolatorv1.ContainerRecord{
 		Container: &containerv1.Container{Id: "c", Resources: []*mesosv1.Resource{scalar("mem", 32, false)}}, Cgroups: rec.Cgroups,

@@ -10,13 +10,23 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	modulev1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/module/v1"
+)
+
+const (
+	// suspicion is how long after an event of version 1 a kill is looked for: the kernel speaks before it kills, and
+	// also when an ancestor is out of memory, which need not cost this container anything.
+	suspicion = 2 * time.Second
+	// glance is the time between two looks.
+	glance = 5 * time.Millisecond
 )
 
 // watcher hears of containers out of memory from the kernel: on version 1 by an event descriptor for each cgroup, on
 // version 2 by one inotify instance on the memory.events of all. One goroutine waits for all of them, since there may
 // be thousands and each almost never speaks.
 type watcher struct {
-	report func(id string, g group)
+	report func(*modulev1.Limitation) // called with no lock held
 	epoll  int
 	notify *os.File // inotify
 
@@ -30,12 +40,13 @@ type watcher struct {
 type watched struct {
 	id     string
 	group  group
-	fd     int    // event descriptor, or -1
-	notify int32  // inotify watch, or -1
-	kills  uint64 // oom kills reported so far
+	fd     int                  // event descriptor, or -1
+	notify int32                // inotify watch, or -1
+	kills  uint64               // oom kills reported so far
+	last   *modulev1.Limitation // what was reported last, for when the cgroup is gone
 }
 
-func newWatcher(report func(id string, g group)) (*watcher, error) {
+func newWatcher(report func(*modulev1.Limitation)) (*watcher, error) {
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("epoll_create: %w", err)
@@ -148,14 +159,17 @@ func (w *watcher) forget(id string) {
 // events waits for event descriptors of version 1. They also speak when their cgroup is removed.
 func (w *watcher) events() {
 	list := make([]unix.EpollEvent, 64)
+	suspects := map[*watched]time.Time{} // until when
 	for {
-		n, err := unix.EpollWait(w.epoll, list, -1)
-		if errors.Is(err, unix.EINTR) {
-			continue
+		wait := -1
+		if len(suspects) > 0 {
+			wait = int(glance.Milliseconds())
 		}
-		if err != nil {
+		n, err := unix.EpollWait(w.epoll, list, wait)
+		if err != nil && !errors.Is(err, unix.EINTR) {
 			return
 		}
+		n = max(n, 0)
 		for _, e := range list[:n] {
 			w.mu.Lock()
 			c := w.byFD[e.Fd]
@@ -204,17 +218,30 @@ func (w *watcher) checkSoon(c *watched, n int) {
 	time.AfterFunc(recheck()[n], func() { w.checkSoon(c, n+1) })
 }
 
-// check reports a container if the kernel has killed in it since the last look. It says whether it had, or whether
-// the container is no longer watched.
+// check reports a container if the kernel has killed in it since the last look, and says whether it did.
 func (w *watcher) check(c *watched) bool {
 	kills := c.group.oomKills()
 	w.mu.Lock()
-	known := w.byID[c.id] == c
-	more := kills > c.kills && known
+	more := kills > c.kills && w.byID[c.id] == c
 	c.kills = max(c.kills, kills)
 	w.mu.Unlock()
-	if more {
-		w.report(c.id, c.group)
+	if !more {
+		return false
 	}
-	return more || !known
+	l := limitation(c.id, c.group)
+	w.mu.Lock()
+	c.last = l
+	w.mu.Unlock()
+	w.report(l)
+	return true
+}
+
+// reported is the last limitation of a container, nil if there was none.
+func (w *watcher) reported(id string) *modulev1.Limitation {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if c := w.byID[id]; c != nil {
+		return c.last
+	}
+	return nil
 }
