@@ -1,0 +1,96 @@
+package config
+
+import "time"
+
+// Master has the settings of the master block. What is zero was not said.
+type Master struct {
+	// Address to listen on, HOST:PORT.
+	Listen string `name:"listen" form:"address"`
+	// Address under which others reach it, HOST:PORT.
+	Advertise string `name:"advertise" form:"address"`
+	// Folder for what must survive a restart.
+	WorkDir string `name:"work_dir" form:"path"`
+	// Name under which clients reach it.
+	Hostname string `name:"hostname"`
+	// The cluster's name, for people.
+	Cluster string `name:"cluster"`
+	// Listen on other addresses than loopback without authentication.
+	Insecure bool `name:"insecure"`
+
+	AllocationInterval     time.Duration `name:"allocation_interval" min:"1ms"`
+	OfferTimeout           time.Duration `name:"offer_timeout" min:"1s"`
+	PingInterval           time.Duration `name:"ping_interval" min:"100ms"`
+	MaxPingTimeouts        int           `name:"max_ping_timeouts" min:"1"`
+	AgentReregisterTimeout time.Duration `name:"agent_reregister_timeout" min:"1s"`
+
+	MaxCompletedFrameworks        int `name:"max_completed_frameworks" min:"0"`
+	MaxCompletedTasksPerFramework int `name:"max_completed_tasks_per_framework" min:"0"`
+
+	// Whether frameworks and tasks may run as root; nil if not said.
+	RootSubmissions *bool `name:"root_submissions"`
+}
+
+// Agent has the settings of the agent block. What is zero was not said.
+type Agent struct {
+	// Address to listen on, HOST:PORT.
+	Listen string `name:"listen" form:"address"`
+	// Address under which others reach it, HOST:PORT.
+	Advertise string `name:"advertise" form:"address"`
+	// Addresses of the masters, HOST:PORT, to be tried in turn.
+	Masters []string `name:"master" form:"address"`
+	// Folder for sandboxes and what must survive a restart.
+	WorkDir string `name:"work_dir" form:"path"`
+	// Folder for sockets, best in memory.
+	RunDir string `name:"run_dir" form:"path"`
+	// Name under which frameworks find the agent.
+	Hostname string `name:"hostname"`
+	// Resources as text, such as "cpus:4;mem:8192"; what is not said is detected.
+	Resources string `name:"resources"`
+	// Role of what Resources gives no role.
+	DefaultRole string `name:"default_role"`
+	// Attributes as text, such as "rack:a1;zone:west".
+	Attributes string `name:"attributes"`
+	// Listen on other addresses than loopback without authentication.
+	Insecure bool `name:"insecure"`
+
+	// cgroup below which containers get theirs, relative to the hierarchies' mounts.
+	CgroupRoot string `name:"cgroup_root"`
+	// Launchers in the order in which they are tried.
+	Launchers []string `name:"launchers" oneof:"process,oci"`
+	// OCI runtime for containers with a root filesystem.
+	Runtime string `name:"runtime" form:"path"`
+	// The multi-call binary with the bundle's modules.
+	Bundle string `name:"bundle" form:"path"`
+	// The containers' supervisor.
+	Shim string `name:"shim" form:"path"`
+
+	// Whether tasks run as their own user; nil if not said.
+	SwitchUser *bool `name:"switch_user"`
+	// Replaces what containers inherit of the agent's environment.
+	ExecutorEnvironment map[string]string `name:"executor_environment"`
+	// Where a container with its own root filesystem sees its sandbox.
+	SandboxDirectory string `name:"sandbox_directory" form:"path"`
+	// Which changes of resources and attributes an agent may come back with.
+	ReconfigurationPolicy string `name:"reconfiguration_policy" oneof:"equal,additive"`
+
+	ExecutorRegistrationTimeout   time.Duration `name:"executor_registration_timeout" min:"1s"`
+	ExecutorReregistrationTimeout time.Duration `name:"executor_reregistration_timeout" min:"1s" max:"15s"`
+	ExecutorShutdownGracePeriod   time.Duration `name:"executor_shutdown_grace_period" min:"0s"`
+	RecoveryTimeout               time.Duration `name:"recovery_timeout" min:"1s"`
+	RegistrationBackoffMin        time.Duration `name:"registration_backoff_min" min:"1ms"`
+	RegistrationBackoffMax        time.Duration `name:"registration_backoff_max" min:"1ms"`
+
+	OversubscribedResourcesInterval time.Duration `name:"oversubscribed_resources_interval" min:"100ms"`
+	QoSCorrectionInterval           time.Duration `name:"qos_correction_interval" min:"100ms"`
+
+	// Age at which sandboxes of ended executors are removed, and the share of the disk to be kept free by removing
+	// them earlier.
+	GCDelay        time.Duration `name:"gc_delay" min:"0s"`
+	GCDiskHeadroom float64       `name:"gc_disk_headroom" min:"0" max:"1"`
+
+	// Cache of downloaded URIs.
+	FetcherCacheSize Bytes `name:"fetcher_cache_size" min:"0"`
+}
+
+// Bytes is an amount of memory or disk.
+type Bytes uint64
