@@ -185,6 +185,7 @@ type AgentDeps struct {
 	Agent       Agent       // required
 	ContainerIO ContainerIO // nil answers 501 to the calls that stream
 	Files       Sandboxes   // nil publishes nothing
+	Modules     func() any  // what /mosaic/v1/modules shows, as JSON; nil leaves the path out
 }
 
 // NewMaster returns the handler of everything a master answers over HTTP.
@@ -200,9 +201,10 @@ func NewMaster(cfg Config, deps MasterDeps) *Server {
 // NewAgent returns the handler of everything an agent answers over HTTP.
 func NewAgent(cfg Config, deps AgentDeps) *Server {
 	a := &agentEdge{
-		edge:  newEdge(cfg, deps.Files),
-		agent: deps.Agent,
-		io:    deps.ContainerIO,
+		edge:    newEdge(cfg, deps.Files),
+		agent:   deps.Agent,
+		modules: deps.Modules,
+		io:      deps.ContainerIO,
 	}
 	return newServer(a.edge, "/slave(1)", a.routes())
 }
@@ -232,6 +234,7 @@ type masterEdge struct {
 
 type agentEdge struct {
 	*edge
-	agent Agent
-	io    ContainerIO
+	agent   Agent
+	io      ContainerIO
+	modules func() any
 }

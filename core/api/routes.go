@@ -1,7 +1,10 @@
 package api
 
 import (
+	"context"
+	"encoding/json"
 	"net/http"
+	"net/url"
 	"strings"
 )
 
@@ -161,6 +164,15 @@ func (a *agentEdge) routes() []Route {
 			r.first = a.notRecovered
 		}
 		routes = append(routes, r)
+	}
+	if a.modules != nil {
+		routes = append(routes, Route{
+			Path: "/mosaic/v1/modules", Exact: true, Realm: RealmAgentReadOnly, Action: "GET_ENDPOINT_WITH_PATH",
+			Doc: "The agent's modules and how they are.",
+			handler: a.legacy("/mosaic/v1/modules", func(context.Context, string, string, url.Values) ([]byte, error) {
+				return json.Marshal(a.modules())
+			}),
+		})
 	}
 	return append(routes, a.commonRoutes(RealmAgentReadOnly)...)
 }
