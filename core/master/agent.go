@@ -360,11 +360,10 @@ func (s *state) readdTask(f *framework, a *agent, proto *mesosv1.Task) *task {
 	set := resources.New(proto.GetResources()...)
 	f.unreachableTasks.take(s, id)
 	f.completedTasks.take(s, id)
-	t := s.addTask(f, a, proto, set)
-	if n := len(proto.Statuses); n > 0 && terminal(t.state()) && proto.StatusUpdateUuid == nil {
+	if n := len(proto.Statuses); n > 0 && terminal(proto.GetState()) && proto.StatusUpdateUuid == nil {
 		proto.StatusUpdateState, proto.StatusUpdateUuid = proto.Statuses[n-1].State, proto.Statuses[n-1].Uuid
 	}
-	return t
+	return s.addTask(f, a, proto, set)
 }
 
 // readdExecutor begins to know an executor that a returning agent names.

@@ -116,7 +116,7 @@ func (s *state) addTask(f *framework, a *agent, proto *mesosv1.Task, set resourc
 	t := &task{proto: proto, framework: f, agent: a, resources: set, released: terminal(proto.GetState())}
 	f.tasks[t.id()] = t
 	a.tasks[t] = struct{}{}
-	t.slot = s.views.tasks.add(&taskEntry{proto: proto, set: set, kind: taskActive})
+	t.slot = s.views.tasks.add(t.entry())
 	s.emitTaskAdded(proto)
 	return t
 }
@@ -124,11 +124,16 @@ func (s *state) addTask(f *framework, a *agent, proto *mesosv1.Task, set resourc
 // setTask replaces what is known of a task.
 func (s *state) setTask(t *task, proto *mesosv1.Task) {
 	t.proto = proto
-	e := &taskEntry{proto: proto, set: t.resources, kind: taskActive}
-	if t.released {
-		e.set = resources.Set{}
+	s.views.tasks.set(t.slot, t.entry())
+}
+
+// entry is a task as the view shows it: one that has ended uses nothing.
+func (t *task) entry() *taskEntry {
+	e := &taskEntry{proto: t.proto, kind: taskActive}
+	if !t.released {
+		e.set = t.resources
 	}
-	s.views.tasks.set(t.slot, e)
+	return e
 }
 
 // release gives the resources of a task that has ended back, once.
