@@ -1,6 +1,7 @@
 package api
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -133,6 +134,16 @@ func (a *agentEdge) answer(r *http.Request, principal string, call *agentv1.Call
 		}, nil
 	}
 	return a.agent.OperatorCall(r.Context(), principal, call)
+}
+
+// listModules answers /modules.
+func (a *agentEdge) listModules(w http.ResponseWriter, r *http.Request, _ string) error {
+	body, err := json.Marshal(a.modules())
+	if err != nil {
+		return fmt.Errorf("encode the modules: %w", err)
+	}
+	writeBody(w, r, codec.TypeJSON, body)
+	return nil
 }
 
 // output answers with a stream of a container's output, which begin starts.

@@ -308,6 +308,29 @@ func TestMetricsCountByRouteAndCode(t *testing.T) {
 	}
 }
 
+func TestModulesAreShownAsTheProgramDescribesThem(t *testing.T) {
+	rows := []map[string]any{{"name": "cgroups", "restarts": 2}}
+	server := serveAgent(t, newFakeAgent(), func(_ *api.Config, d *api.AgentDeps) { d.Modules = func() any { return rows } })
+	resp, body := do(t, request(t, "GET", server.URL+"/modules", ""))
+	if want := `[{"name":"cgroups","restarts":2}]`; resp.StatusCode != 200 || body != want || resp.Header.Get("Content-Type") != "application/json" {
+		t.Errorf("/modules: %d %s, want %s", resp.StatusCode, body, want)
+	}
+	none := serveAgent(t, newFakeAgent())
+	if resp, _ := do(t, request(t, "GET", none.URL+"/modules", "")); resp.StatusCode != 404 {
+		t.Errorf("/modules where there are none to show: %d, want 404", resp.StatusCode)
+	}
+}
+
+func TestHelpListsEveryRoute(t *testing.T) {
+	m := api.NewMaster(testConfig(t), api.MasterDeps{Master: newFakeMaster()})
+	_, body := do(t, request(t, "GET", serve(t, m).URL+"/help", ""))
+	for _, r := range m.Routes() {
+		if !strings.Contains(body, r.Path) || !strings.Contains(body, r.Doc) {
+			t.Errorf("/help lacks %s:\n%s", r.Path, body)
+		}
+	}
+}
+
 func TestEveryRouteIsDocumented(t *testing.T) {
 	m := api.NewMaster(testConfig(t), api.MasterDeps{Master: newFakeMaster()})
 	a := api.NewAgent(testConfig(t), api.AgentDeps{Agent: newFakeAgent()})

@@ -174,6 +174,12 @@ func (a *agentEdge) routes() []Route {
 			}),
 		})
 	}
+	if a.modules != nil {
+		routes = append(routes, Route{
+			Path: "/modules", Exact: true, Realm: RealmAgentReadOnly, Action: "GET_ENDPOINT_WITH_PATH",
+			Doc: "The modules and how they are; Mesos has no such endpoint.", handler: a.listModules,
+		})
+	}
 	return append(routes, a.commonRoutes(RealmAgentReadOnly)...)
 }
 

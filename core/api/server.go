@@ -2,6 +2,8 @@ package api
 
 import (
 	"bufio"
+	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -10,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,8 +28,7 @@ type Server struct {
 
 func newServer(e *edge, prefix string, routes []Route) *Server {
 	s := &Server{
-		edge:  e,
-		table: newTable(prefix, routes),
+		edge: e,
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mosaic_api_requests_total",
 			Help: "Requests answered, by route and status code; streams count when they end.",
@@ -37,6 +39,9 @@ func newServer(e *edge, prefix string, routes []Route) *Server {
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"route"}),
 	}
+	s.table = newTable(prefix, append(routes, Route{
+		Path: "/help", Exact: true, Doc: "This list.", handler: s.help,
+	}))
 	if e.cfg.Metrics != nil {
 		// Master and agent may share a process and then a registry: the second finds its metrics there.
 		s.requests = registered(e.cfg.Metrics, s.requests)
@@ -56,8 +61,22 @@ func registered[C prometheus.Collector](r *prometheus.Registry, c C) C {
 	return c
 }
 
-// Routes returns the rows of the server's table, for documentation and tests.
-func (s *Server) Routes() []Route { return slices.Clone(s.table.routes) }
+// Routes returns the rows of the server's table, by path, for documentation and tests.
+func (s *Server) Routes() []Route {
+	return slices.SortedFunc(slices.Values(s.table.routes), func(a, b Route) int { return cmp.Compare(a.Path, b.Path) })
+}
+
+// help answers /help: the table, for people.
+func (s *Server) help(w http.ResponseWriter, r *http.Request, _ string) error {
+	var b bytes.Buffer
+	tw := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
+	for _, route := range s.Routes() {
+		fmt.Fprintf(tw, "%s\t%s\t%s\n", cmp.Or(strings.Join(route.Methods, ","), "any"), route.Path, route.Doc)
+	}
+	_ = tw.Flush() // into memory
+	writeBody(w, r, "text/plain; charset=utf-8", b.Bytes())
+	return nil
+}
 
 // ServeHTTP answers one request. A panic in a handler is logged and becomes a 500, or, when the answer
 // had begun, the end of the connection.

@@ -87,6 +87,7 @@ func TestRefusedTextNamesPathAndOffset(t *testing.T) {
 		{`{"kill":{}}`, &schedulerv1.Call{}, "kill.task_id: missing required field at byte 8"},
 		{`{"accept":{"operations":[{},{"launch":{"task_infos":[{"name":3}]}}]}}`, &schedulerv1.Call{},
 			"accept.operations[1].launch.task_infos[0].name: got a number, want a string at byte 61"},
+		{`{"name":"cpus","type":"LATER"}`, &mesosv1.Resource{}, "type: missing required field at byte 0"},
 		{`{"roles":[["a"]]}`, &schedulerv1.Call_Revive{}, "roles[0]: got a list, want a string at byte 10"},
 		{`{"subscribe":"x"}`, &schedulerv1.Call{}, "subscribe: got a string, want an object at byte 13"},
 		{`{"begin":-1,"end":1}`, &mesosv1.Value_Range{}, "begin: integer is out of range at byte 9"},
