@@ -228,6 +228,10 @@ func TestOutOfMemoryOnVersion1IsReportedAndRemembered(t *testing.T) {
 	if err != nil || s.GetResults()["c"].GetLimitation() == nil {
 		t.Errorf("Status after the end = %v, %v; want the limitation", s, err)
 	}
+	usage, err := c.Isolator.Usage(ctx, &isolatorv1.UsageRequest{Records: []*isolatorv1.ContainerRecord{rec}})
+	if got := usage.GetResults()["c"].GetStatistics(); err != nil || got.GetMemLimitBytes() != 64<<20 || got.MemTotalBytes == nil || got.GetProcesses() != 0 {
+		t.Errorf("Usage after the end = %v, %v; want the limit, a total and no process", usage, err)
+	}
 	gone := &isolatorv1.ContainerRecord{Container: rec.Container, Cgroups: map[string]string{"memory": dir + "-gone"}}
 	s, err = c.Isolator.Status(ctx, &isolatorv1.StatusRequest{Records: []*isolatorv1.ContainerRecord{gone}})
 	if err != nil || s.GetResults()["c"].GetLimitation() == nil {

@@ -23,8 +23,8 @@ const (
 )
 
 // watcher hears of containers out of memory from the kernel: on version 1 by an event descriptor for each cgroup, on
-// version 2 by one inotify instance on the memory.events of all. One goroutine waits for all of them, since there may
-// be thousands and each almost never speaks.
+// version 2 by one inotify instance on the memory.events of all. One goroutine each waits for all of them, since
+// there may be thousands and each almost never speaks.
 type watcher struct {
 	report func(*modulev1.Limitation) // called with no lock held
 	epoll  int
@@ -173,13 +173,17 @@ func (w *watcher) events() {
 		for _, e := range list[:n] {
 			w.mu.Lock()
 			c := w.byFD[e.Fd]
-			w.mu.Unlock()
-			if c == nil {
-				continue
+			if c != nil { // under the lock, so that the number is still this descriptor's
+				var count [8]byte
+				_, _ = unix.Read(c.fd, count[:])
+				suspects[c] = time.Now().Add(suspicion)
 			}
-			var count [8]byte
-			_, _ = unix.Read(c.fd, count[:])
-			w.checkSoon(c, 0)
+			w.mu.Unlock()
+		}
+		for c, until := range suspects {
+			if w.check(c) || time.Now().After(until) {
+				delete(suspects, c)
+			}
 		}
 	}
 }
@@ -203,19 +207,6 @@ func (w *watcher) notifications() {
 			}
 		}
 	}
-}
-
-// recheck says when to look again: version 1 speaks when memory has run out, and kills after that.
-func recheck() []time.Duration {
-	return []time.Duration{time.Millisecond, 5 * time.Millisecond, 20 * time.Millisecond, 100 * time.Millisecond, 500 * time.Millisecond}
-}
-
-// checkSoon looks now and, until the kernel has killed, a few times more.
-func (w *watcher) checkSoon(c *watched, n int) {
-	if w.check(c) || n == len(recheck()) {
-		return
-	}
-	time.AfterFunc(recheck()[n], func() { w.checkSoon(c, n+1) })
 }
 
 // check reports a container if the kernel has killed in it since the last look, and says whether it did.
