@@ -136,6 +136,14 @@ func Connect(ctx context.Context, dir string) (*Client, error) {
 	// Through the descriptor, so that the folder's length does not count against the address.
 	name := fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), supervise.SocketName)
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", name)
+	for pause := time.Millisecond; errors.Is(err, syscall.EAGAIN); pause *= 2 { // many connect at once
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("connect to shim in %s: %w", dir, ctx.Err())
+		case <-time.After(pause):
+		}
+		conn, err = (&net.Dialer{}).DialContext(ctx, "unix", name)
+	}
 	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("connect to shim in %s: %w", dir, ErrLost)
 	}

@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/mosaic-cluster/mosaic/core/containerizer/shim/stage"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/shim/supervise"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/shim/wire"
@@ -19,6 +21,8 @@ func main() {
 }
 
 func run() int {
+	// Whatever else the starter had open is no business of a shim, and less of a container.
+	_ = unix.CloseRange(wire.RuntimeFD+1, ^uint(0), 0)
 	for fd := wire.ConnFD; fd <= wire.RuntimeFD; fd++ {
 		syscall.CloseOnExec(fd)
 	}

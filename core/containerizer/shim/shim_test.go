@@ -1,0 +1,264 @@
+package shim_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/mosaic-cluster/mosaic/core/containerizer/shim"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/shim/supervise"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/shim/wire"
+)
+
+// binary builds the shim.
+func binary(t *testing.T) *shim.Binary {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "mosaic-shim")
+	cmd := exec.Command("go", "build", "-o", path, "./mosaic-shim")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	b, err := shim.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	return b
+}
+
+func deadline(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// launch starts a shim with a process of this user, without cgroups: it needs no root.
+func launch(t *testing.T, b *shim.Binary, dir string, argv ...string) (*shim.Client, wire.State) {
+	t.Helper()
+	c, err := shim.Spawn(b, shim.SpawnOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := wire.Stage{Argv: argv, Env: []string{"PATH=/usr/bin:/bin"}}
+	s, err := c.Create(deadline(t), &wire.Spec{ID: "c1", RunDir: dir, Stage: st.Append(nil)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Dismiss(deadline(t)); err != nil {
+			t.Error(err)
+		}
+	})
+	return c, s
+}
+
+func TestReplacingTheProgramDoesNotReachRunningCopies(t *testing.T) {
+	b := binary(t)
+	if !b.Sealed() {
+		t.Skip("this kernel does not execute sealed copies")
+	}
+	c, s := launch(t, b, t.TempDir(), "sleep", "1000")
+	if err := os.WriteFile(b.Path()+".new", []byte("garbage"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(b.Path()+".new", b.Path()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	// Also new shims come from the copy that was made.
+	d, _ := launch(t, b, t.TempDir(), "true")
+	if err := d.Start(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	<-d.Exited()
+	ppid, err := os.ReadFile("/proc/" + itoa(s.Pid) + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(ppid), "PPid:\t")
+	parent, _, _ := strings.Cut(after, "\n")
+	f, err := os.OpenFile("/proc/"+parent+"/exe", os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.Write([]byte("x"))
+		_ = f.Close()
+	}
+	if err == nil {
+		t.Error("the program of a running shim can be written to")
+	}
+}
+
+func itoa(v int) string {
+	if v == 0 {
+		return ""
+	}
+	return itoa(v/10) + string(rune('0'+v%10))
+}
+
+func TestNonsenseOnTheSocketHarmsNobody(t *testing.T) {
+	dir := t.TempDir()
+	c, s := launch(t, binary(t), dir, "sleep", "1000")
+	if err := c.Start(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{
+		"noise":              []byte("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+		"a huge frame":       {0xff, 0xff, 0x10, 0, 1, 0, 0, 0, wire.KindSignal},
+		"a second creation":  wire.AppendFrame(nil, wire.KindCreate, 1, nil),
+		"signal 0":           wire.AppendFrame(nil, wire.KindSignal, 1, wire.AppendUint32(nil, 0)),
+		"signal 1000":        wire.AppendFrame(nil, wire.KindSignal, 1, wire.AppendUint32(nil, 1000)),
+		"a release too soon": wire.AppendFrame(nil, wire.KindRelease, 1, nil),
+		"half a frame":       {5, 0, 0, 0, 1},
+		"nothing":            {},
+	} {
+		conn, err := net.Dial("unix", filepath.Join(dir, supervise.SocketName))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if _, err := conn.Write(b); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if u, ok := conn.(*net.UnixConn); ok {
+			_ = u.CloseWrite()
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		// It answers, or refuses, and closes; it does not hang.
+		buf := make([]byte, 4096)
+		for err = nil; err == nil; {
+			_, err = conn.Read(buf)
+		}
+		var ne net.Error
+		if errors.As(err, &ne) && ne.Timeout() {
+			t.Errorf("%s: the shim does not close the connection", name)
+		}
+		_ = conn.Close()
+	}
+	got, err := c.State(deadline(t))
+	if err != nil || got.Pid != s.Pid || got.Exited {
+		t.Errorf("State after all that = %+v, %v", got, err)
+	}
+}
+
+func TestManyConnectionsAreBounded(t *testing.T) {
+	dir := t.TempDir()
+	c, _ := launch(t, binary(t), dir, "sleep", "1000")
+	if err := c.Start(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	var conns []net.Conn
+	for range 50 {
+		conn, err := net.DialTimeout("unix", filepath.Join(dir, supervise.SocketName), 10*time.Second)
+		if err != nil {
+			break // the backlog is full, which is a bound too
+		}
+		conns = append(conns, conn)
+	}
+	if _, err := c.State(deadline(t)); err != nil {
+		t.Errorf("State beside many idle connections = %v", err)
+	}
+	for _, conn := range conns {
+		_ = conn.Close()
+	}
+	again, err := shim.Connect(deadline(t), dir)
+	if err != nil {
+		t.Fatalf("Connect after they have gone = %v", err)
+	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSignalsToTheShimItselfDoNotEndIt(t *testing.T) {
+	dir := t.TempDir()
+	c, _ := launch(t, binary(t), dir, "sleep", "1000")
+	if err := c.Start(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE, syscall.SIGQUIT} {
+		if err := syscall.Kill(c.Pid(), sig); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.State(deadline(t)); err != nil {
+			t.Errorf("State after %v = %v", sig, err)
+		}
+	}
+}
+
+func TestCommandHasDefaultSignalsAndNoDescriptors(t *testing.T) {
+	b := binary(t)
+	dir := t.TempDir()
+	out := filepath.Join(dir, "out")
+	c, err := shim.Spawn(b, shim.SpawnOptions{Runtime: b})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Dismiss(deadline(t)); err != nil {
+			t.Error(err)
+		}
+	})
+	st := wire.Stage{Argv: []string{"sh", "-c", "grep -E '^Sig(Blk|Ign)' /proc/self/status; ls /proc/$$/fd"}, Env: []string{"PATH=/usr/bin:/bin"}}
+	if _, err := c.Create(deadline(t), &wire.Spec{ID: "c1", RunDir: dir, Stdout: out, Stage: st.Append(nil)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	<-c.Exited()
+	got, err := os.ReadFile(out)
+	want := "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n0\n1\n2\n"
+	if err != nil || string(got) != want {
+		t.Errorf("got %q (%v), want %q", got, err, want)
+	}
+}
+
+func TestTheRecordsSayWhatTheSocketSays(t *testing.T) {
+	dir := t.TempDir()
+	c, s := launch(t, binary(t), dir, "sh", "-c", "exit 6")
+	b, err := os.ReadFile(filepath.Join(dir, supervise.PidName))
+	if err != nil || !strings.HasPrefix(string(b), itoa(s.Pid)+" ") {
+		t.Errorf("pid record = %q (%v), want %d", b, err, s.Pid)
+	}
+	if err := c.Start(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	<-c.Exited()
+	// A shim nobody is connected to ends when its container has, and leaves the record.
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		again, err := shim.Connect(deadline(t), dir)
+		if errors.Is(err, shim.ErrLost) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = again.Close()
+	}
+	b, err = os.ReadFile(filepath.Join(dir, supervise.ExitName))
+	if err != nil || !strings.HasPrefix(string(b), "1536 ") {
+		t.Errorf("exit record = %q (%v), want status 1536", b, err)
+	}
+}
+
+func TestOpenOfNoProgramIsAnError(t *testing.T) {
+	if _, err := shim.Open(filepath.Join(t.TempDir(), "none")); err == nil {
+		t.Error("Open of a missing program = nil")
+	}
+	if _, err := shim.Connect(deadline(t), filepath.Join(t.TempDir(), "none")); !errors.Is(err, shim.ErrLost) {
+		t.Errorf("Connect to nothing = %v, want ErrLost", err)
+	}
+}
