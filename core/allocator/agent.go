@@ -13,6 +13,7 @@ type agent struct {
 	place    int // in Allocator.agentList
 	hostname string
 	region   string
+	info     *mesosv1.AgentInfo // not changed after AddAgent
 
 	multiRole, hierarchical, refinement bool // what the agent understands
 
@@ -86,6 +87,7 @@ func (a *Allocator) AddAgent(id string, info *mesosv1.AgentInfo, capabilities []
 		id:       id,
 		place:    len(a.agentList),
 		hostname: info.GetHostname(),
+		info:     info,
 		region:   info.GetDomain().GetFaultDomain().GetRegion().GetName(),
 		allocs:   make(map[*framework]resources.Set),
 		active:   true,

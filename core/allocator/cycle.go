@@ -198,6 +198,8 @@ func (a *Allocator) offerable(ag *agent, cl *client, available resources.Set) (r
 		return resources.Set{}, NeedsGPUs
 	case a.options.Region != "" && ag.region != "" && ag.region != a.options.Region && !fw.regions:
 		return resources.Set{}, RemoteRegion
+	case !fw.constraints.allow(cl.role.name, ag.info):
+		return resources.Set{}, Constrained
 	}
 	if !fw.revocable || !fw.refinement {
 		available = available.Filter(func(e *resources.Entry) bool {

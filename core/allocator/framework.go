@@ -15,6 +15,8 @@ type framework struct {
 	active  bool
 	clients []*client
 
+	constraints *Constraints // nil if there are none
+
 	gpus, revocable, shared, refinement, regions, multiRole bool // what it said it can use
 }
 

@@ -20,6 +20,7 @@ const (
 	AgentTooOld        Verdict = "the agent does not know roles of this form"
 	NeedsGPUs          Verdict = "the agent has gpus and the framework did not ask for GPU_RESOURCES"
 	RemoteRegion       Verdict = "the agent is in another region and the framework is not REGION_AWARE"
+	Constrained        Verdict = "the agent does not meet the framework's offer constraints"
 	TooSmall           Verdict = "less is free than the smallest amount offered"
 	Filtered           Verdict = "the framework refused these resources"
 	QuotaLimit         Verdict = "the quota limit of the role is reached"
