@@ -38,6 +38,7 @@ type host struct {
 	busy       int
 	updates    []float64 // cpus of each Update
 	failUpdate error
+	measured   int // calls of Usage
 }
 
 type process struct {
@@ -198,6 +199,9 @@ func (x *containers) Update(_ context.Context, id string, rs []*mesosv1.Resource
 }
 
 func (x *containers) Usage(_ context.Context, ids []string) (map[string]*mesosv1.ResourceStatistics, error) {
+	x.mu.Lock()
+	x.measured++
+	x.mu.Unlock()
 	all := make(map[string]*mesosv1.ResourceStatistics)
 	for _, id := range ids {
 		if _, err := x.find(id); err == nil {

@@ -145,3 +145,27 @@ func TestThousandTasksRunAndEnd(t *testing.T) {
 		}
 	})
 }
+
+func TestNothingIsSentBeforeItIsOnDisk(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.start()
+		gate := make(chan struct{})
+		w.store.beforeCommit = func(int, []op) error { // no write is under way
+			<-gate
+			return nil
+		}
+		w.launch(checkpointed("F"), command("t", "true"))
+		w.launch(checkpointed("F"), forExecutor("c", "e"))
+		for range 3 {
+			n := w.master.count()
+			w.master.dropStream()
+			w.master.wait(t, "a registration", func() bool { return w.master.streams > n })
+			time.Sleep(time.Minute)
+		}
+		if got := w.master.states(""); len(got) != 0 || len(w.host.started) != 0 {
+			t.Errorf("before the first write the master got %v and %d containers were started", got, len(w.host.started))
+		}
+		close(gate)
+		w.master.await(t, "t", mesosv1.TaskState_TASK_STARTING)
+	})
+}
