@@ -72,9 +72,18 @@ type Info struct {
 // maxMessage bounds a message in either direction, as the contract says.
 const maxMessage = 16 << 20
 
-// NewServer returns a gRPC server with everything registered that the module offers; opts come before its own.
-// Serve uses it, and so does moduletest in process.
+// NewServer returns a gRPC server with everything registered that the module offers, and the health service; opts come
+// before its own. moduletest serves a module with it in process.
 func NewServer(m Module, opts ...grpc.ServerOption) *grpc.Server {
+	s := newServer(m, opts...)
+	h := health.NewServer()
+	h.SetServingStatus("plugin", healthv1.HealthCheckResponse_SERVING)
+	healthv1.RegisterHealthServer(s, h)
+	return s
+}
+
+// newServer is NewServer without the health service, which go-plugin registers itself.
+func newServer(m Module, opts ...grpc.ServerOption) *grpc.Server {
 	c := &control{info: m.Info(), drained: make(chan struct{})}
 	opts = append(opts,
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
@@ -82,9 +91,6 @@ func NewServer(m Module, opts ...grpc.ServerOption) *grpc.Server {
 	s := grpc.NewServer(opts...)
 	modulev1.RegisterModuleServer(s, c)
 	c.services = registerKinds(s, m)
-	h := health.NewServer()
-	h.SetServingStatus("plugin", healthv1.HealthCheckResponse_SERVING)
-	healthv1.RegisterHealthServer(s, h)
 	return s
 }
 

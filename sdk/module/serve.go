@@ -54,7 +54,7 @@ func Serve(m Module) {
 		HandshakeConfig: plugin.HandshakeConfig{ProtocolVersion: protocol, MagicCookieKey: cookieKey, MagicCookieValue: cookieValue},
 		Plugins:         map[string]plugin.Plugin{pluginName: registered{}},
 		GRPCServer: func(opts []grpc.ServerOption) *grpc.Server {
-			return NewServer(m, append(opts, intercept)...)
+			return newServer(m, append(opts, intercept)...)
 		},
 		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Error, Output: realErr, JSONFormat: true}),
 	})

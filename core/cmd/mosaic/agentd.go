@@ -1,0 +1,283 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/mosaic-cluster/mosaic/core/agent"
+	"github.com/mosaic-cluster/mosaic/core/api"
+	"github.com/mosaic-cluster/mosaic/core/containerizer"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/cgroup"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/fetcher"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/oci"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/process"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/shim"
+	"github.com/mosaic-cluster/mosaic/core/modulehost"
+)
+
+// agentOptions are the settings of `mosaic agent`. What is empty comes from the configuration file, and what that does
+// not say has a default.
+type agentOptions struct {
+	master     string
+	listen     string
+	workDir    string
+	config     string
+	hostname   string
+	resources  string
+	attributes string
+	cgroupRoot string
+	runtime    string
+	logLevel   string
+	insecure   bool
+	// ephemeral ends all containers when the agent ends (mosaic dev).
+	ephemeral bool
+}
+
+func newAgent() *cobra.Command {
+	o := &agentOptions{}
+	cmd := &cobra.Command{
+		Use: "agent", Short: "Run an agent", Args: cobra.NoArgs,
+		Long: `Runs an agent: it offers this machine's resources through a master and runs the tasks it is given.
+
+It may be killed, upgraded and started again at any time on the same work directory: its tasks
+go on meanwhile, and what happened to them is reported afterwards.`,
+		Example: `  mosaic agent --master 10.0.0.1:5050 --work-dir /var/lib/mosaic/agent --config /etc/mosaic
+  mosaic agent --resources 'cpus:8;mem:16384' --attributes 'rack:a1'`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, level, err := newLogger(cmd.ErrOrStderr(), o.logLevel)
+			if err != nil {
+				return err
+			}
+			l, err := listen(o.listen, "listen")
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			if err := checkExposure(l, o.insecure, "listen"); err != nil {
+				return err
+			}
+			return runAgent(cmd.Context(), *o, l, log, level, nil)
+		},
+	}
+	f := cmd.Flags()
+	masterFlag(cmd, &o.master)
+	f.StringVar(&o.listen, "listen", defaultAgent, "address to listen on, HOST:PORT")
+	f.StringVar(&o.workDir, "work-dir", "/var/lib/mosaic/agent", "folder for sandboxes and what must survive a restart")
+	f.BoolVar(&o.insecure, "insecure", false, "listen on other addresses than loopback without authentication")
+	f.StringVar(&o.hostname, "hostname", "", "name that others reach this machine under (default: the listening address, or the machine's name)")
+	o.shared(cmd, "info")
+	return cmd
+}
+
+// shared are the flags that `mosaic dev` has as well.
+func (o *agentOptions) shared(cmd *cobra.Command, logLevel string) {
+	f := cmd.Flags()
+	f.StringVar(&o.config, "config", "", "HCL file or folder with settings and the composition (default: the bundle's modules)")
+	f.StringVar(&o.resources, "resources", "", "what to offer, such as 'cpus:4;mem:8192;ports:[31000-32000]' (default: what the machine has)")
+	f.StringVar(&o.attributes, "attributes", "", "what frameworks may choose by, such as 'rack:a1;zone:west'")
+	f.StringVar(&o.cgroupRoot, "cgroup-root", "mosaic", "cgroup below which containers get theirs")
+	f.StringVar(&o.runtime, "runtime", "", "OCI runtime for containers with a root filesystem (default: runc beside this program)")
+	f.StringVar(&o.logLevel, "log-level", logLevel, "debug, info, warn or error")
+}
+
+// runAgent runs an agent on an open port until ctx ends. ready, if not nil, is called once it takes part.
+func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Logger, level *slog.LevelVar, ready func(*modulehost.Host)) (err error) {
+	workDir, err := absolute(o.workDir)
+	if err != nil {
+		return err
+	}
+	c, err := loadConfig(o.config)
+	if err != nil {
+		return err
+	}
+	store, err := agent.OpenStore(filepath.Join(workDir, "agent.db"))
+	if err != nil {
+		return fmt.Errorf("open the checkpoint: %w", err)
+	}
+	defer closing(&err, store.Close)
+
+	run := runDir(workDir)
+	if err := os.MkdirAll(run, 0o711); err != nil {
+		return fmt.Errorf("make the folder for sockets: %w", err)
+	}
+	ctzr, err := newContainerizer(o, workDir, run, store, log)
+	if err != nil {
+		return err
+	}
+	defer closing(&err, func() error { return withTimeout(ctx, ctzr.Close) })
+
+	metrics := newMetrics()
+	bundle, err := beside("mosaic-modules")
+	if err != nil {
+		return err
+	}
+	node, err := nodeFacts(workDir, o.cgroupRoot)
+	if err != nil {
+		return err
+	}
+	host, err := modulehost.Start(ctx, modulehost.Options{
+		Version: version, Bundle: bundle, RunDir: filepath.Join(run, "m"), LogDir: filepath.Join(workDir, "logs", "modules"),
+		CacheDir: schemaCacheDir(), Cgroup: o.cgroupRoot + "-modules", Node: node, Containers: ctzr, Logger: log, Metrics: metrics,
+	}, moduleConfigs(c))
+	if err != nil {
+		return compositionError(err, c)
+	}
+	defer closing(&err, func() error { return withTimeout(ctx, host.Close) })
+	var isolators []containerizer.Isolator
+	for _, i := range host.Isolators() {
+		isolators = append(isolators, i)
+	}
+	if err := ctzr.Use(isolators); err != nil {
+		return err
+	}
+
+	addr := l.Addr().(*net.TCPAddr)
+	name := o.hostname
+	if name == "" {
+		machine, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("find the machine's name (set --hostname): %w", err)
+		}
+		name = advertisedHost(addr, machine)
+	}
+	deps := agent.Deps{
+		Containerizer: ctzr, Store: store, Logger: log, LogLevel: level,
+		DialOptions: []grpc.DialOption{
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
+		},
+	}
+	oversubscription(host, &deps)
+	a, err := agent.New(agent.Config{
+		WorkDir: workDir, Masters: strings.Split(o.master, ","), Hostname: name, IP: ipv4(name), Port: addr.Port,
+		Resources: o.resources, Attributes: o.attributes, CgroupRoot: o.cgroupRoot, KeepUser: os.Geteuid() != 0,
+		Version: versionInfo(), Flags: map[string]string{"work_dir": workDir, "port": strconv.Itoa(addr.Port), "config": o.config},
+	}, deps)
+	if err != nil {
+		return err
+	}
+	edge := api.NewAgent(api.Config{Version: versionInfo(), Metrics: metrics, Log: log},
+		api.AgentDeps{Agent: a, Files: a, Modules: func() any { return moduleRows(host.Status()) }})
+	if ready != nil {
+		ready(host)
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.Run(gctx) })
+	g.Go(func() error { return serve(gctx, l, edge, nil, log) })
+	err = ended(ctx, g.Wait())
+	if o.ephemeral {
+		err = errors.Join(err, endContainers(ctx, ctzr, store))
+	}
+	return err
+}
+
+// newContainerizer wires launchers, images and the fetcher.
+func newContainerizer(o agentOptions, workDir, run string, store *agent.Store, log *slog.Logger) (*containerizer.Containerizer, error) {
+	groups, err := cgroup.Detect()
+	if err != nil && !errors.Is(err, cgroup.ErrNone) {
+		return nil, err
+	}
+	launchers, err := newLaunchers(o, groups, log)
+	if err != nil {
+		return nil, err
+	}
+	fetch, err := fetcher.New(fetcher.Config{CacheDir: filepath.Join(workDir, "fetch"), Logger: log})
+	if err != nil {
+		return nil, err
+	}
+	return containerizer.New(containerizer.Config{
+		Launchers: launchers, Store: store, Fetcher: fetch,
+		RunDir: run, CgroupRoot: o.cgroupRoot, SwitchUser: os.Geteuid() == 0, Logger: log,
+		Fence: func(ctx context.Context, path string) error {
+			if groups == nil {
+				return nil
+			}
+			g, err := groups.Group(path)
+			if err != nil {
+				return err
+			}
+			if err := g.Kill(ctx); err != nil {
+				return err
+			}
+			return g.Remove(ctx)
+		},
+	})
+}
+
+// newLaunchers wires the ways to start a container, the cheapest first.
+func newLaunchers(o agentOptions, groups *cgroup.Hierarchy, log *slog.Logger) ([]launcher.Launcher, error) {
+	path, err := beside("mosaic-shim")
+	if err != nil {
+		return nil, err
+	}
+	supervisor, err := shim.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	launchers := []launcher.Launcher{process.New(supervisor, groups, log)}
+	if path = o.runtime; path == "" {
+		path, err = beside("runc")
+	}
+	var runtime *shim.Binary
+	if err == nil {
+		runtime, err = shim.Open(path)
+	}
+	if err != nil {
+		if o.runtime != "" {
+			return nil, err
+		}
+		log.Warn("containers with a root filesystem of their own cannot run here", "error", err)
+		return launchers, nil
+	}
+	return append(launchers, oci.New(supervisor, runtime, groups, log)), nil
+}
+
+// endContainers ends everything the agent runs, for clusters that do not outlive their terminal.
+func endContainers(ctx context.Context, c *containerizer.Containerizer, store *agent.Store) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
+	defer cancel()
+	list, err := store.Containers(ctx)
+	if err != nil {
+		return fmt.Errorf("list what still runs: %w", err)
+	}
+	g := errgroup.Group{}
+	g.SetLimit(16)
+	for _, cp := range list {
+		id := cp.GetContainer().GetId()
+		g.Go(func() error {
+			if err := c.Destroy(ctx, id, nil); err != nil && !errors.Is(err, containerizer.ErrNotFound) {
+				return fmt.Errorf("end container %s: %w", id, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// closing runs a deferred close and keeps its error if there is no other.
+func closing(err *error, closer func() error) {
+	if cerr := closer(); *err == nil {
+		*err = cerr
+	}
+}
+
+// withTimeout bounds what is done after the daemon's own context has ended.
+func withTimeout(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	return f(ctx)
+}

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/hcl/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/mosaic-cluster/mosaic/core/config"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/cgroup"
+	"github.com/mosaic-cluster/mosaic/core/modulehost"
+	modulev1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/module/v1"
+)
+
+// loadConfig reads the operator's file or folder; without one, the default composition. A file with settings only gets
+// the default modules as well: whoever wants none says so with an empty agent of another kind, which nobody has asked for.
+func loadConfig(path string) (*config.Config, error) {
+	if path == "" {
+		return config.Default(), nil
+	}
+	c, err := config.Load(path)
+	if err != nil {
+		return nil, &exitError{exitFailed, fmt.Errorf("the configuration is refused:\n%w", err)}
+	}
+	if len(c.Modules) == 0 {
+		c.Modules = config.Default().Modules
+	}
+	return c, nil
+}
+
+// moduleConfigs are the composition's modules as the host wants them.
+func moduleConfigs(c *config.Config) []modulehost.ModuleConfig {
+	var list []modulehost.ModuleConfig
+	for _, m := range c.Modules {
+		list = append(list, modulehost.ModuleConfig{
+			Kind: m.Kind, Name: m.Name, Command: m.Command, Args: m.Args, Checksum: m.Checksum, Required: m.Required, Allow: m.Allow,
+			User: m.User, MemoryBytes: uint64(m.Memory), Pids: uint64(m.Pids), Timeouts: m.Timeouts, Config: m.Config, Source: m.Source,
+			Range: m.Range, Ranges: m.Ranges,
+		})
+	}
+	return list
+}
+
+// compositionError shows what the module host found wrong with file, line and column.
+func compositionError(err error, c *config.Config) error {
+	var wrong *modulehost.CompositionError
+	if errors.As(err, &wrong) {
+		return &exitError{exitFailed, fmt.Errorf("the composition is refused:\n%w", config.FromHCL(wrong.Diagnostics, c.Files))}
+	}
+	return err
+}
+
+// diagnose checks a configuration as far as that is possible without starting it. It runs no vendor's code: only the
+// bundle's own modules are asked for their schemas, if those are not known yet.
+func diagnose(ctx context.Context, c *config.Config) (config.Diagnostics, error) {
+	bundle, err := beside("mosaic-modules")
+	if err != nil {
+		return nil, err
+	}
+	opts := modulehost.Options{Version: version, Bundle: bundle, CacheDir: schemaCacheDir()}
+	modules := moduleConfigs(c)
+	for _, m := range modules {
+		if m.Command != "" {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		// A module that is not in the bundle fails here and is told by Validate with its place.
+		_, _ = modulehost.Describe(ctx, describeOptions(opts), m)
+		cancel()
+	}
+	var diags hcl.Diagnostics
+	diags = append(diags, modulehost.Validate(opts, modules)...)
+	return config.FromHCL(diags, c.Files), nil
+}
+
+// schemaCacheDir is where descriptions of modules are kept by digest.
+func schemaCacheDir() string {
+	if os.Geteuid() == 0 {
+		return "/var/cache/mosaic/schemas"
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(dir, "mosaic", "schemas")
+}
+
+// nodeFacts finds out what modules are told of the machine.
+func nodeFacts(workDir, cgroupRoot string) (*modulev1.NodeFacts, error) {
+	hostname, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("find the machine's name: %w", err)
+	}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return nil, fmt.Errorf("find the kernel's version: %w", err)
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return nil, fmt.Errorf("find the machine's memory: %w", err)
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("find the boot's id: %w", err)
+	}
+	n := &modulev1.NodeFacts{
+		Hostname: hostname, Os: runtime.GOOS, Arch: runtime.GOARCH, Kernel: unix.ByteSliceToString(uts.Release[:]),
+		Cpus: float64(runtime.NumCPU()), MemBytes: info.Totalram * uint64(info.Unit), Root: os.Geteuid() == 0,
+		BootId: strings.TrimSpace(string(boot)), WorkDir: workDir, CgroupRoots: map[string]string{},
+	}
+	h, err := cgroup.Detect()
+	if err != nil {
+		return n, nil //nolint:nilerr // a machine without cgroups is a fact like others
+	}
+	g, err := h.Group(cgroupRoot)
+	if err != nil {
+		return nil, fmt.Errorf("cgroup root %q: %w", cgroupRoot, err)
+	}
+	n.CgroupVersion, n.CgroupRoots = uint32(h.Version()), g.Paths()
+	return n, nil
+}
+
+// moduleRow is one module as tools show it.
+type moduleRow struct {
+	Kind     string    `json:"kind"`
+	Name     string    `json:"name"`
+	Version  string    `json:"version,omitempty"`
+	State    string    `json:"state"`
+	Reason   string    `json:"reason,omitempty"`
+	Since    time.Time `json:"since,omitzero"`
+	Required bool      `json:"required"`
+	Pid      int       `json:"pid,omitempty"`
+	Restarts int       `json:"restarts"`
+	Memory   uint64    `json:"memory_bytes,omitempty"`
+	Owed     int       `json:"cleanups_owed"`
+	Service  string    `json:"service,omitempty"`
+	Powers   []string  `json:"powers,omitempty"`
+	Granted  []string  `json:"granted,omitempty"`
+	Digest   string    `json:"digest,omitempty"`
+	Doc      string    `json:"doc,omitempty"`
+}
+
+func moduleRows(list []modulehost.ModuleStatus) []moduleRow {
+	rows := []moduleRow{}
+	for _, s := range list {
+		rows = append(rows, moduleRow{
+			Kind: s.Kind, Name: s.Name, Version: s.Version, State: string(s.State), Reason: s.Reason, Since: s.Since, Required: s.Required,
+			Pid: s.PID, Restarts: s.Restarts, Memory: s.Memory, Owed: s.Owed, Service: s.Service, Powers: s.Powers, Granted: s.Granted,
+			Digest: s.Digest, Doc: s.Doc,
+		})
+	}
+	return rows
+}
+
+var moduleColumns = []column[moduleRow]{
+	{"KIND", false, func(r moduleRow) string { return r.Kind }},
+	{"NAME", false, func(r moduleRow) string { return r.Name }},
+	{"STATE", false, func(r moduleRow) string { return r.State }},
+	{"RESTARTS", false, func(r moduleRow) string { return strconv.Itoa(r.Restarts) }},
+	{"PID", false, func(r moduleRow) string { return strconv.Itoa(r.Pid) }},
+	{"MEMORY", false, func(r moduleRow) string { return strconv.FormatUint(r.Memory>>20, 10) + " MiB" }},
+	{"SINCE", false, func(r moduleRow) string { return age(r.Since) }},
+	{"REASON", false, func(r moduleRow) string { return r.Reason }},
+	{"VERSION", true, func(r moduleRow) string { return r.Version }},
+	{"CONTRACT", true, func(r moduleRow) string { return r.Service }},
+	{"POWERS", true, func(r moduleRow) string { return strings.Join(r.Granted, ",") }},
+	{"OWED", true, func(r moduleRow) string { return strconv.Itoa(r.Owed) }},
+	{"DIGEST", true, func(r moduleRow) string { return r.Digest }},
+}
+
+// sortedKeys are a map's keys in order.
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
