@@ -193,6 +193,12 @@ func (m *module) handshake(ctx context.Context, p *process) (*life, error) {
 
 // handshakeError says why a process gave no handshake, by what the operator can see: its end and its last words.
 func (m *module) handshakeError(err error, p *process) error {
+	if m.cfg.Command == "" && p.end == "exit status 2" {
+		if known := m.pump.usage(m.cfg.Kind); len(known) > 0 {
+			return m.refuse("command", "Not in the bundle", fmt.Sprintf("%s has no %s/%s; say where its executable is, or take one of %s.%s",
+				p.exe.path, m.cfg.Kind, m.cfg.Name, strings.Join(known, ", "), didYouMean(m.cfg.Name, known)))
+		}
+	}
 	words := m.pump.words()
 	if words != "" {
 		words = "; it wrote: " + words
@@ -339,6 +345,9 @@ func (m *module) describe(ctx context.Context, l *life) (*modulev1.DescribeRespo
 	if err != nil {
 		return nil, fmt.Errorf("Describe: %s", status.Convert(err).Message())
 	}
+	if _, known := m.host.contracts[d.GetKind()]; known && m.cfg.Kind == "" {
+		m.cfg.Kind, m.cfg.Name = d.GetKind(), d.GetName() // whoever asks what it is
+	}
 	if d.GetKind() != m.cfg.Kind || d.GetName() != m.cfg.Name {
 		return nil, m.refuse("command", "Not the module of this block", fmt.Sprintf(
 			"The executable %s is %s(%s), want %s.", l.process.exe.path, cutText(d.GetKind(), 64), cutText(d.GetName(), 64), m.cfg.id()))
@@ -397,16 +406,21 @@ func (m *module) configure(ctx context.Context, l *life) error {
 		if e.GetSuggestion() != "" {
 			detail += " Did you mean " + strconv.Quote(cutText(e.GetSuggestion(), 128)) + "?"
 		}
-		subject := places.find(e.GetPath())
-		if subject == nil {
-			subject = m.cfg.rangeOf("config")
+		at, sensitive, ok := places.find(e.GetPath())
+		if !ok {
+			at = *m.cfg.rangeOf("config")
 		}
-		diags = append(diags, &hcl.Diagnostic{
+		diag := &hcl.Diagnostic{
 			Severity: hcl.DiagError,
 			Summary:  fmt.Sprintf("%s refuses %s", m.cfg.id(), orElse(cutText(e.GetPath(), 128), "its configuration")),
 			Detail:   detail,
-			Subject:  subject,
-		})
+			Subject:  &at,
+		}
+		if sensitive {
+			// Modules like to repeat what they got.
+			diag.Detail, diag.Extra = "The value is not accepted. It is sensitive, so what the module says of it is not shown.", hidden{}
+		}
+		diags = append(diags, diag)
 	}
 	return &CompositionError{diags}
 }

@@ -28,8 +28,10 @@ const (
 	logLinesPerSecond = 1000
 	// logQueue is how many lines may wait for a slow disk before they are dropped: one second's worth.
 	logQueue = logLinesPerSecond
-	// lastWords is how many lines are kept to explain a module that did not come up.
+	// lastWords is how many of the last lines explain a module that did not come up.
 	lastWords = 5
+	// keptLines is how many are kept: the bundle lists its modules when it does not have the one it is asked for.
+	keptLines = 200
 )
 
 // logPump takes what a module writes to its error stream, one line a record, to the agent's log and the module's own
@@ -132,12 +134,12 @@ func (p *logPump) remember(line []byte) {
 	if isPanic(line) && !p.crashed {
 		p.last, p.crashed = nil, true
 	}
-	if len(p.last) == lastWords {
+	if len(p.last) == keptLines {
 		if p.crashed {
 			return
 		}
 		copy(p.last, p.last[1:])
-		p.last = p.last[:lastWords-1]
+		p.last = p.last[:keptLines-1]
 	}
 	p.last = append(p.last, string(line[:min(len(line), 300)]))
 }
@@ -146,7 +148,28 @@ func (p *logPump) remember(line []byte) {
 func (p *logPump) words() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return strings.Join(p.last, "; ")
+	words := p.last
+	if n := len(words); n > lastWords && p.crashed {
+		words = words[:lastWords]
+	} else if n > lastWords {
+		words = words[n-lastWords:]
+	}
+	return strings.Join(words, "; ")
+}
+
+// usage gives the names of one kind that the bundle listed, a line each: "  isolator/cgroups  what it is for".
+func (p *logPump) usage(kind string) []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var names []string
+	for _, line := range p.last {
+		if fields := strings.Fields(line); len(fields) > 0 {
+			if name, ok := strings.CutPrefix(fields[0], kind+"/"); ok {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
 }
 
 // forget begins the words of another life.

@@ -77,20 +77,21 @@ var identifier = regexp.MustCompile(`^[a-z][a-z0-9_]{0,127}$`)
 func wholePattern(p string) (*regexp.Regexp, error) { return regexp.Compile(`\A(?:` + p + `)\z`) }
 
 // places says where in the composition an attribute was set, by its path: limits[0].soft.
-type places map[string]hcl.Range
+type places struct {
+	byPath    map[string]hcl.Range
+	sensitive map[hcl.Range]bool
+}
 
-// find gives the place of a path, or of the nearest thing around it.
-func (p places) find(path string) *hcl.Range {
+// find gives the place of a path, or of the nearest thing around it, and whether its line may be shown.
+func (p places) find(path string) (at hcl.Range, sensitive, ok bool) {
 	for {
-		if r, ok := p[path]; ok {
-			return &r
+		if r, ok := p.byPath[path]; ok {
+			return r, p.sensitive[r], true
 		}
 		i := strings.LastIndexAny(path, ".[")
 		if i < 0 {
-			if r, ok := p[""]; ok {
-				return &r
-			}
-			return nil
+			r, ok := p.byPath[""]
+			return r, false, ok
 		}
 		path = path[:i]
 	}
@@ -100,15 +101,16 @@ func (p places) find(path string) *hcl.Range {
 // where each attribute was set. The diagnostics have everything that is wrong, with place and suggestion; a value of a
 // sensitive attribute is in none of them.
 func decodeConfig(body hcl.Body, s *modulev1.Schema, cfg *ModuleConfig) ([]byte, places, hcl.Diagnostics) {
-	d := &decoder{places: make(places), source: cfg.Source, id: cfg.id()}
+	d := &decoder{
+		places: places{make(map[string]hcl.Range), make(map[hcl.Range]bool)},
+		source: cfg.Source, id: cfg.id(), missing: *cfg.rangeOf("config"),
+	}
 	if body == nil {
 		body = hcl.EmptyBody()
-		d.places[""] = cfg.Range
-		d.missing = cfg.Range
-	} else {
+	} else if _, known := cfg.Ranges["config"]; !known {
 		d.missing = body.MissingItemRange()
-		d.places[""] = d.missing
 	}
+	d.places.byPath[""] = d.missing
 	doc := d.body(body, s, "")
 	if d.diags.HasErrors() {
 		return nil, d.places, d.diags
@@ -124,6 +126,12 @@ func decodeConfig(body hcl.Body, s *modulev1.Schema, cfg *ModuleConfig) ([]byte,
 	return out, d.places, d.diags
 }
 
+// hidden marks a diagnostic whose line has the value of a sensitive attribute, for those who quote lines.
+type hidden struct{}
+
+// HideSource says that the line must not be shown.
+func (hidden) HideSource() bool { return true }
+
 type decoder struct {
 	places  places
 	source  []byte
@@ -136,6 +144,14 @@ func (d *decoder) fail(at hcl.Range, summary, detail string) {
 	d.diags = append(d.diags, &hcl.Diagnostic{
 		Severity: hcl.DiagError, Summary: d.id + ": " + summary, Detail: detail, Subject: &at,
 	})
+}
+
+// failAt is fail for an attribute, whose line is not quoted if it is sensitive.
+func (d *decoder) failAt(a *modulev1.Attribute, at hcl.Range, summary, detail string) {
+	d.fail(at, summary, detail)
+	if a.GetSensitive() {
+		d.diags[len(d.diags)-1].Extra = hidden{}
+	}
 }
 
 func (d *decoder) body(body hcl.Body, s *modulev1.Schema, path string) map[string]any {
@@ -164,19 +180,20 @@ func (d *decoder) body(body hcl.Body, s *modulev1.Schema, path string) map[strin
 			continue
 		}
 		at := set.Range
-		d.places[join(path, a.GetName())] = at
+		d.places.byPath[join(path, a.GetName())] = at
+		if a.GetSensitive() {
+			d.places.sensitive[at] = true
+		}
 		for _, other := range a.GetConflictsWith() {
 			// Told once of the pair, at the one that stands later.
 			if o, both := content.Attributes[other]; both && (o.Range.Start.Byte < at.Start.Byte) {
-				d.fail(at, "Attributes exclude each other",
+				d.failAt(a, at, "Attributes exclude each other",
 					fmt.Sprintf("%s may not be set together with %s, set at %s.", a.GetName(), other, o.Range))
 			}
 		}
 		if a.GetDeprecated() != "" {
-			d.diags = append(d.diags, &hcl.Diagnostic{
-				Severity: hcl.DiagWarning, Summary: fmt.Sprintf("%s: %s is deprecated", d.id, a.GetName()),
-				Detail: a.GetDeprecated(), Subject: &at,
-			})
+			d.failAt(a, at, a.GetName()+" is deprecated", a.GetDeprecated())
+			d.diags[len(d.diags)-1].Severity = hcl.DiagWarning
 		}
 		if v, ok := d.attribute(a, set); ok {
 			doc[a.GetName()] = v
@@ -191,7 +208,11 @@ func (d *decoder) body(body hcl.Body, s *modulev1.Schema, path string) map[strin
 func (d *decoder) absent(a *modulev1.Attribute, body hcl.Body, doc map[string]any) {
 	switch {
 	case a.GetRequired():
-		d.fail(body.MissingItemRange(), "Missing attribute", fmt.Sprintf("%s must be set: %s.", a.GetName(), strings.TrimSuffix(a.GetDoc(), ".")))
+		at := body.MissingItemRange()
+		if at.Filename == "" {
+			at = d.missing // there is no config block
+		}
+		d.fail(at, "Missing attribute", fmt.Sprintf("%s must be set: %s.", a.GetName(), strings.TrimSuffix(a.GetDoc(), ".")))
 	case a.GetDefaultJson() != "":
 		doc[a.GetName()] = json.RawMessage(a.GetDefaultJson())
 	default:
@@ -201,6 +222,9 @@ func (d *decoder) absent(a *modulev1.Attribute, body hcl.Body, doc map[string]an
 
 func (d *decoder) blocks(b *modulev1.Block, found hcl.Blocks, body hcl.Body, path string, doc map[string]any) {
 	at := body.MissingItemRange()
+	if at.Filename == "" {
+		at = d.missing
+	}
 	if len(found) > 0 {
 		at = found[len(found)-1].DefRange
 	}
@@ -217,7 +241,7 @@ func (d *decoder) blocks(b *modulev1.Block, found hcl.Blocks, body hcl.Body, pat
 		if b.GetMaxItems() != 1 {
 			here = fmt.Sprintf("%s[%d]", here, i)
 		}
-		d.places[here] = block.DefRange
+		d.places.byPath[here] = block.DefRange
 		if len(block.Labels) > 0 {
 			key := strings.Join(block.Labels, "\x00")
 			if first, twice := seen[key]; twice {
@@ -247,14 +271,19 @@ func (d *decoder) blocks(b *modulev1.Block, found hcl.Blocks, body hcl.Body, pat
 func (d *decoder) attribute(a *modulev1.Attribute, set *hcl.Attribute) (any, bool) {
 	v, diags := set.Expr.Value(nil)
 	if diags.HasErrors() {
-		d.diags = append(d.diags, diags...)
+		for _, diag := range diags {
+			if a.GetSensitive() {
+				diag.Extra = hidden{}
+			}
+			d.diags = append(d.diags, diag)
+		}
 		return nil, false
 	}
 	at := set.Expr.Range()
 	if v.IsNull() {
 		// As unset; null is how one form of the composition says so.
 		if a.GetRequired() {
-			d.fail(at, "Missing attribute", a.GetName()+" must be set, got null.")
+			d.failAt(a, at, "Missing attribute", a.GetName()+" must be set, got null.")
 			return nil, false
 		}
 		if a.GetDefaultJson() != "" {
@@ -268,12 +297,12 @@ func (d *decoder) attribute(a *modulev1.Attribute, set *hcl.Attribute) (any, boo
 		if a.GetSensitive() {
 			text = "the value is not valid (it is sensitive and not shown), want " + wanted(a)
 		}
-		d.fail(at, "Wrong value of "+a.GetName(), text+".")
+		d.failAt(a, at, "Wrong value of "+a.GetName(), text+".")
 		return nil, false
 	}
 	if number != nil {
 		if a.Min != nil && *number < *a.Min || a.Max != nil && *number > *a.Max {
-			d.fail(at, "Wrong value of "+a.GetName(), fmt.Sprintf("%swant %s.", got(a, v), bounds(a)))
+			d.failAt(a, at, "Wrong value of "+a.GetName(), fmt.Sprintf("%swant %s.", got(a, v), bounds(a)))
 			return nil, false
 		}
 	}
@@ -283,12 +312,12 @@ func (d *decoder) attribute(a *modulev1.Attribute, set *hcl.Attribute) (any, boo
 			if !a.GetSensitive() {
 				text += didYouMean(s, a.GetOneOf())
 			}
-			d.fail(at, "Wrong value of "+a.GetName(), text)
+			d.failAt(a, at, "Wrong value of "+a.GetName(), text)
 			return nil, false
 		}
 		if a.GetPattern() != "" {
 			if re, err := wholePattern(a.GetPattern()); err != nil || !re.MatchString(s) {
-				d.fail(at, "Wrong value of "+a.GetName(), fmt.Sprintf("%swant text that matches %s.", got(a, v), a.GetPattern()))
+				d.failAt(a, at, "Wrong value of "+a.GetName(), fmt.Sprintf("%swant text that matches %s.", got(a, v), a.GetPattern()))
 				return nil, false
 			}
 		}

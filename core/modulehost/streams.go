@@ -62,7 +62,9 @@ const streamRetry = time.Second
 // through to got, and calls broken whenever the stream breaks.
 func keepStream[Out, In any](ctx context.Context, m *module, name string, in <-chan Out, check func(In) error, got func(In), broken func(error)) {
 	for ctx.Err() == nil {
-		l, err := m.acquire(ctx)
+		var l *life
+		var err error
+		discarding(in, func() { l, err = m.acquire(ctx) })
 		if err != nil {
 			if ctx.Err() == nil { // the host is closed
 				broken(m.name(name, err))
@@ -77,11 +79,35 @@ func keepStream[Out, In any](ctx context.Context, m *module, name string, in <-c
 			m.leave(l)
 		}
 		broken(m.name(name, err))
-		select {
-		case <-time.After(streamRetry):
-		case <-ctx.Done():
-		}
+		discarding(in, func() {
+			select {
+			case <-time.After(streamRetry):
+			case <-ctx.Done():
+			}
+		})
 	}
+}
+
+// discarding throws away what comes from in while wait waits: a report is of its moment, and who sends it must not be
+// held up by a module that is down.
+func discarding[T any](in <-chan T, wait func()) {
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case _, ok := <-in:
+				if !ok {
+					in = nil
+				}
+			case <-stop:
+				return
+			}
+		}
+	}()
+	wait()
+	close(stop)
+	<-stopped
 }
 
 func oneStream[Out, In any](ctx context.Context, l *life, in <-chan Out, check func(In) error, got func(In)) error {

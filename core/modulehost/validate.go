@@ -46,6 +46,9 @@ func (h *Host) checkConfigs(configs []ModuleConfig) hcl.Diagnostics {
 			}
 			single[c.Kind] = c
 		}
+		if _, err := lookupUser(c.User); err != nil {
+			fail(c, "user", "Unknown user", err.Error()+".")
+		}
 		if c.Checksum != "" && !checksumForm.MatchString(c.Checksum) {
 			fail(c, "checksum", "Wrong checksum", fmt.Sprintf("Got %q, want \"sha256:\" and 64 hex digits.", cutText(c.Checksum, 80)))
 		}
