@@ -52,8 +52,8 @@ const (
 	tick, election = 100, 1000 // ms
 	// embeddedMaxOps is the largest transaction: every agent of a large cluster at once.
 	embeddedMaxOps = 16384
-	// embeddedMaxBytes is the largest transaction in bytes: embeddedMaxOps agents of 2 KiB.
-	embeddedMaxBytes = 32 << 20
+	// embeddedMaxBytes is the largest transaction in bytes: embeddedMaxOps agents of 1 KiB.
+	embeddedMaxBytes = 16 << 20
 	// singleLeaseTTL is long because nobody waits for a single member's lease, and a stalled
 	// disk should not cost it the leadership.
 	singleLeaseTTL = 60 * time.Second
@@ -126,6 +126,7 @@ func openEmbedded(ctx context.Context, c EmbeddedConfig) (_ *Etcd, err error) {
 		member.Close()
 		unlock()
 	})
+	store.maxBytes = embeddedMaxBytes
 	if single {
 		// We hold the directory's lock, so whoever led through it before is dead.
 		if _, err := client.Delete(ctx, store.election()+"/", clientv3.WithPrefix()); err != nil {
@@ -162,7 +163,7 @@ func embedConfig(c EmbeddedConfig) (*embed.Config, error) {
 	config.Dir = filepath.Join(c.Dir, "etcd")
 	config.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newZap(c.Logger))
 	config.MaxTxnOps = embeddedMaxOps
-	config.MaxRequestBytes = embeddedMaxBytes
+	config.MaxRequestBytes = 2 * embeddedMaxBytes
 	config.EnableGRPCGateway = false
 	config.ListenClientUrls, config.AdvertiseClientUrls = nil, []url.URL{{Scheme: "http", Host: "127.0.0.1:1"}}
 	// Entries stay in memory until the next snapshot, and a batch may be megabytes.

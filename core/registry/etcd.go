@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -27,6 +29,8 @@ const (
 	// defaultMaxOps is what etcd allows in one transaction unless told otherwise, less one for
 	// the comparison with the term.
 	defaultMaxOps = 127
+	// defaultMaxBytes keeps a transaction below the 1.5 MiB that etcd takes unless told otherwise.
+	defaultMaxBytes = 1 << 20
 	// pageSize is how many keys are read at once: some hundred kilobytes with usual agents.
 	pageSize = 1000
 )
@@ -49,13 +53,14 @@ type EtcdConfig struct {
 
 // Etcd is a store in etcd.
 type Etcd struct {
-	client  *clientv3.Client
-	prefix  string // ends in a slash
-	timeout time.Duration
-	ttl     time.Duration
-	maxOps  int
-	logger  *slog.Logger
-	stop    func() // ends the embedded member, if there is one
+	client   *clientv3.Client
+	prefix   string // ends in a slash
+	timeout  time.Duration
+	ttl      time.Duration
+	maxOps   int // changes and bytes in one transaction; what exceeds them takes the journal
+	maxBytes int
+	logger   *slog.Logger
+	stop     func() // ends the embedded member, if there is one
 
 	queue  chan *request
 	ctx    context.Context // ends when the store is closed; bounds what the store does by itself
@@ -107,14 +112,15 @@ func OpenEtcd(ctx context.Context, c EtcdConfig) (*Etcd, error) {
 // newEtcd starts the committer. stop is called last by Close.
 func newEtcd(client *clientv3.Client, c EtcdConfig, stop func()) *Etcd {
 	e := &Etcd{
-		client:  client,
-		prefix:  strings.TrimSuffix(c.Prefix, "/") + "/",
-		timeout: c.StoreTimeout,
-		ttl:     c.LeaseTTL,
-		maxOps:  c.MaxTxnOps - 1,
-		logger:  c.Logger,
-		stop:    stop,
-		queue:   make(chan *request),
+		client:   client,
+		prefix:   strings.TrimSuffix(c.Prefix, "/") + "/",
+		timeout:  c.StoreTimeout,
+		ttl:      c.LeaseTTL,
+		maxOps:   c.MaxTxnOps - 1,
+		maxBytes: defaultMaxBytes,
+		logger:   c.Logger,
+		stop:     stop,
+		queue:    make(chan *request),
 	}
 	if c.Prefix == "" {
 		e.prefix = defaultPrefix + "/"
@@ -141,7 +147,7 @@ func (e *Etcd) election() string { return e.prefix + "election" }
 
 // Load implements Store.
 func (e *Etcd) Load(ctx context.Context) (*Snapshot, error) {
-	s := newSnapshot()
+	values := make(map[string][]byte)
 	prefix := e.objects()
 	from, end, revision := prefix, clientv3.GetPrefixRangeEnd(prefix), int64(0)
 	for {
@@ -150,16 +156,39 @@ func (e *Etcd) Load(ctx context.Context) (*Snapshot, error) {
 			return nil, fmt.Errorf("registry: load: %w", err)
 		}
 		for _, kv := range page.Kvs {
-			if err := s.load(strings.TrimPrefix(string(kv.Key), prefix), kv.Value); err != nil {
-				return nil, err
-			}
+			values[strings.TrimPrefix(string(kv.Key), prefix)] = kv.Value
+		}
+		if revision == 0 {
+			revision = page.Header.Revision
 		}
 		if !page.More || len(page.Kvs) == 0 {
-			return s, nil
+			break
 		}
-		revision = page.Header.Revision
 		from = string(page.Kvs[len(page.Kvs)-1].Key) + "\x00"
 	}
+	changes, err := e.readJournal(ctx, revision)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range changes {
+		if c.value == nil {
+			delete(values, c.key)
+		} else {
+			values[c.key] = c.value
+		}
+	}
+	return readSnapshot(values)
+}
+
+// readSnapshot reads the values of objects.
+func readSnapshot(values map[string][]byte) (*Snapshot, error) {
+	s := newSnapshot()
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		if err := s.load(key, values[key]); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
 }
 
 // Apply implements Store. Calls of several goroutines that come together share a transaction.
@@ -168,8 +197,10 @@ func (e *Etcd) Apply(ctx context.Context, changes []Change) error {
 	if err != nil {
 		return err
 	}
-	if len(changes) > e.maxOps {
-		return fmt.Errorf("%w: %d, at most %d", ErrTooLarge, len(changes), e.maxOps)
+	for _, c := range changes {
+		if c.size() > e.maxBytes {
+			return fmt.Errorf("%w: %s takes %d bytes, at most %d", ErrTooLarge, c, c.size(), e.maxBytes)
+		}
 	}
 	e.mu.Lock()
 	fence, closed := e.fence, e.closed
@@ -213,31 +244,32 @@ func (e *Etcd) commitAll() {
 			}
 		}
 		batch := []*request{first}
-		count := len(first.changes)
+		count, bytes := len(first.changes), sizeOf(first.changes)
 	gather:
 		for {
 			select {
 			case r := <-e.queue:
-				if r.fence != first.fence || count+len(r.changes) > e.maxOps {
+				count += len(r.changes)
+				bytes += sizeOf(r.changes)
+				if r.fence != first.fence || count > e.maxOps || bytes > e.maxBytes {
 					next = r
 					break gather
 				}
 				batch = append(batch, r)
-				count += len(r.changes)
 			default:
 				break gather
 			}
 		}
-		err := e.commit(batch, count)
+		err := e.commit(batch)
 		for _, r := range batch {
 			r.done <- err
 		}
 	}
 }
 
-// commit makes one transaction of several requests of the same leadership.
-func (e *Etcd) commit(batch []*request, count int) error {
-	all := make([]Change, 0, count)
+// commit makes the changes of several requests of the same leadership.
+func (e *Etcd) commit(batch []*request) error {
+	var all []Change
 	for _, r := range batch {
 		all = append(all, r.changes...)
 	}
@@ -245,26 +277,50 @@ func (e *Etcd) commit(batch []*request, count int) error {
 	if err != nil {
 		return err
 	}
-	ops := make([]clientv3.Op, len(all))
-	for i, c := range all {
+	ctx, cancel := context.WithTimeout(e.ctx, e.timeout)
+	defer cancel()
+	f := batch[0].fence
+	if len(all) > e.maxOps || sizeOf(all) > e.maxBytes {
+		if err = e.applyLarge(ctx, f, all); err != nil {
+			// The journal may hold, and must not be laid over what would be written after it:
+			// the next campaign looks.
+			e.lose(f)
+		}
+	} else {
+		err = e.txn(ctx, f, e.ops(all)...)
+	}
+	if errors.Is(err, ErrNotLeader) {
+		e.lose(f)
+		return ErrNotLeader
+	}
+	if err != nil {
+		return fmt.Errorf("registry: apply %d changes: %w", len(all), err)
+	}
+	return nil
+}
+
+func (e *Etcd) ops(changes []Change) []clientv3.Op {
+	ops := make([]clientv3.Op, len(changes))
+	for i, c := range changes {
 		if c.value == nil {
 			ops[i] = clientv3.OpDelete(e.objects() + c.key)
 		} else {
 			ops[i] = clientv3.OpPut(e.objects()+c.key, string(c.value))
 		}
 	}
-	ctx, cancel := context.WithTimeout(e.ctx, e.timeout)
-	defer cancel()
-	f := batch[0].fence
+	return ops
+}
+
+// txn makes one transaction, if the leadership still stands.
+func (e *Etcd) txn(ctx context.Context, f *fence, ops ...clientv3.Op) error {
 	answer, err := e.client.Txn(ctx).
 		If(clientv3.Compare(clientv3.CreateRevision(f.key), "=", f.revision)).
 		Then(ops...).
 		Commit()
 	if err != nil {
-		return fmt.Errorf("registry: apply %d changes: %w", len(all), err)
+		return err
 	}
 	if !answer.Succeeded {
-		e.lose(f)
 		return ErrNotLeader
 	}
 	return nil
@@ -355,6 +411,10 @@ func (e *Etcd) campaign(ctx context.Context, id, value string) (Leadership, erro
 		return Leadership{}, errors.Join(err, e.revoke(session))
 	}
 	f := &fence{key: election.Key(), revision: election.Rev(), lost: make(chan struct{})}
+	// What an earlier leader had decided and not finished comes first.
+	if err := e.finish(ctx, f); err != nil {
+		return Leadership{}, errors.Join(fmt.Errorf("finish the journal: %w", err), e.revoke(session))
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {

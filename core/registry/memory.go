@@ -2,8 +2,6 @@ package registry
 
 import (
 	"context"
-	"maps"
-	"slices"
 	"sync"
 )
 
@@ -57,13 +55,7 @@ func (m *Memory) Load(ctx context.Context) (*Snapshot, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	s := newSnapshot()
-	for _, key := range slices.Sorted(maps.Keys(m.values)) {
-		if err := s.load(key, m.values[key]); err != nil {
-			return nil, err
-		}
-	}
-	return s, nil
+	return readSnapshot(m.values)
 }
 
 // Apply implements Store.

@@ -63,9 +63,9 @@ var ErrNotLeader = errors.New("registry: this master does not lead")
 // ErrClosed is returned by calls on a store after Close.
 var ErrClosed = errors.New("registry: closed")
 
-// ErrTooLarge is returned by Apply for more changes than the store can make at once. The
-// caller splits them where they need not be atomic.
-var ErrTooLarge = errors.New("registry: too many changes for one transaction")
+// ErrTooLarge is returned by Apply for an object that is too large to be stored: 1 MiB in an
+// operator's etcd, 16 MiB in ours. There is no bound on the number of changes.
+var ErrTooLarge = errors.New("registry: object too large")
 
 // A Snapshot is everything in the registry. It is the caller's.
 type Snapshot struct {
