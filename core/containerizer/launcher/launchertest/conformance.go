@@ -42,6 +42,7 @@ func Conformance(t *testing.T, make func(t testing.TB, e *Env) launcher.Launcher
 		{"CgroupSettingsAreWritten", cgroupSettingsAreWritten},
 		{"MemoryLimitKills", memoryLimitKills},
 		{"SignalReachesTheGroup", signalReachesTheGroup},
+		{"TerminationEndsTheFirstProcessOfAPidNamespace", terminationInPidNamespace},
 		{"DestroyKillsWhatWasLeftBehind", destroyKillsWhatWasLeftBehind},
 		{"DestroyIsRepeatable", destroyIsRepeatable},
 		{"OccupiedCgroupIsRefused", occupiedCgroupIsRefused},
@@ -359,6 +360,34 @@ func signalReachesTheGroup(t *testing.T, e *Env, l launcher.Launcher) {
 	Eventually(t, "the group's children end too", func() bool { return len(Members(t, e, r)) == 0 })
 	if err := h.Signal(Context(t), syscall.SIGTERM); !errors.Is(err, launcher.ErrEnded) {
 		t.Errorf("Signal after the end = %v, want ErrEnded", err)
+	}
+}
+
+func terminationInPidNamespace(t *testing.T, e *Env, l launcher.Launcher) {
+	own := []*containerv1.Namespace{{Type: containerv1.Namespace_PID}}
+	plain := e.Request("sleep", "1000")
+	plain.Proposal.Namespaces = own
+	h := Start(t, l, plain)
+	if err := h.Signal(Context(t), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if ws := syscall.WaitStatus(Wait(t, h)); !ws.Signaled() {
+		t.Errorf("Wait of a command without handler = %#x, want death by a signal", ws)
+	}
+	handler := e.Request("sh", "-c", "trap 'exit 44' TERM; echo up; while :; do sleep 0.01; done")
+	handler.Proposal.Namespaces = own
+	h = Start(t, l, handler)
+	Eventually(t, "it is up", func() bool { return Output(t, handler) == "up\n" })
+	for _, harmless := range []syscall.Signal{syscall.SIGWINCH, syscall.SIGCONT} {
+		if err := h.Signal(Context(t), harmless); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := h.Signal(Context(t), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if ws := syscall.WaitStatus(Wait(t, h)); ws.ExitStatus() != 44 {
+		t.Errorf("Wait of a command with handler = %#x, want exit 44", ws)
 	}
 }
 

@@ -205,11 +205,19 @@ func explain(runDir string, err error) error {
 func (l *Launcher) options(runDir, id string, o *own) supervised.Options {
 	return supervised.Options{
 		Log: l.log,
-		Start: func(ctx context.Context, ended <-chan struct{}) error {
-			if o.Fifo {
-				return releaseFifo(ctx, fifoFile(runDir, id), ended)
+		Start: func(ctx context.Context, pid int, ended <-chan struct{}) error {
+			if !o.Fifo {
+				return l.command(ctx, runDir, "start", id)
 			}
-			return l.command(ctx, runDir, "start", id)
+			exe := fmt.Sprintf("/proc/%d/exe", pid)
+			held, err := os.Readlink(exe)
+			if err != nil {
+				return fmt.Errorf("%w: %w", launcher.ErrEnded, err)
+			}
+			if err := releaseFifo(ctx, fifoFile(runDir, id), ended); err != nil {
+				return err
+			}
+			return awaitExec(ctx, exe, held, ended)
 		},
 		Remove: func(ctx context.Context) error { return l.remove(ctx, runDir, id, o.Fifo) },
 	}
@@ -299,6 +307,23 @@ func releaseFifo(ctx context.Context, name string, ended <-chan struct{}) error 
 		return fmt.Errorf("let go: %w", err)
 	}
 	return nil
+}
+
+// awaitExec waits until a process that was just let go runs another program than held. Until then a
+// signal would meet the runtime instead of the command, and could be lost there.
+func awaitExec(ctx context.Context, exe, held string, ended <-chan struct{}) error {
+	for pause := 50 * time.Microsecond; ; pause = min(2*pause, 10*time.Millisecond) {
+		if now, err := os.Readlink(exe); err != nil || now != held {
+			return nil // or it has ended, which Wait tells
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("await exec: %w", ctx.Err())
+		case <-ended:
+			return nil
+		case <-time.After(pause):
+		}
+	}
 }
 
 // Reattach implements launcher.Launcher.

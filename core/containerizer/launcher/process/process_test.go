@@ -1,16 +1,25 @@
 package process_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/mosaic-cluster/mosaic/core/containerizer/cgroup"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/launchertest"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/process"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/shim"
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 )
 
@@ -18,7 +27,94 @@ func TestMain(m *testing.M) {
 	launchertest.BeCreator(func(e *launchertest.Env) (launcher.Launcher, error) {
 		return process.New(e.Shim, e.Cgroups, e.Log), nil
 	})
+	if path := os.Getenv(plainVariable); path != "" {
+		if err := bePlainUser(path, os.Getenv("MOSAIC_TEST_DIR")); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
+}
+
+// plainVariable makes the test program an agent of a plain user. It holds the path of the shim.
+const plainVariable = "MOSAIC_TEST_PLAIN"
+
+// bePlainUser launches what a plain user may, and what not, and returns what was wrong.
+func bePlainUser(path, dir string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	b, err := shim.Open(path)
+	if err != nil {
+		return err
+	}
+	h, err := cgroup.Detect()
+	if err != nil {
+		return err
+	}
+	l := process.New(b, h, slog.New(slog.DiscardHandler))
+	r := &launcher.Request{
+		Container: &containerv1.Container{Id: "c1", Cgroup: "mosaic-test-plain/c1"}, Proposal: &containerv1.Proposal{},
+		Argv: []string{"sh", "-c", "id -u; sleep 1000 & exit 3"}, Env: []string{"PATH=/usr/bin:/bin"}, Stdout: filepath.Join(dir, "out"), RunDir: filepath.Join(dir, "c1"),
+		User: launcher.User{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())},
+	}
+	c, err := l.Create(ctx, r)
+	if err != nil {
+		return err
+	}
+	if err := c.Start(ctx); err != nil {
+		return err
+	}
+	if s, known, err := c.Wait(ctx); err != nil || !known || syscall.WaitStatus(s).ExitStatus() != 3 {
+		return fmt.Errorf("Wait = %#x, %v, %w, want exit 3", s, known, err)
+	}
+	if err := c.Destroy(ctx); err != nil {
+		return err
+	}
+	if err := syscall.Kill(-c.Pid(), 0); !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("after Destroy the session is there: %w", err)
+	}
+	if out, err := os.ReadFile(r.Stdout); err != nil || string(out) != fmt.Sprintf("%d\n", os.Geteuid()) {
+		return fmt.Errorf("output = %q, %w", out, err)
+	}
+	limit := int64(1 << 26)
+	r.Proposal.Cgroup = &containerv1.CgroupResources{MemoryLimitBytes: &limit}
+	if _, err := l.Create(ctx, r); !errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("Create with a limit = %w, want permission denied", err)
+	}
+	r.Proposal.Cgroup, r.User.UID = nil, 0
+	if err := l.Supports(r); err == nil {
+		return errors.New("Supports of another user = nil")
+	}
+	return nil
+}
+
+func TestPlainUserLaunchesWithoutCgroups(t *testing.T) {
+	e := launchertest.New(t)
+	if err := os.Chmod(filepath.Dir(e.Shim.Path()), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(e.Dir, "plain")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(dir, 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+	// The test program lies where a plain user may not look: it is executed through a descriptor.
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer self.Close()
+	cmd := exec.Command("/proc/self/fd/3")
+	cmd.ExtraFiles = []*os.File{self}
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), plainVariable+"="+e.Shim.Path(), "MOSAIC_TEST_DIR="+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("as a plain user: %v\n%s", err, out)
+	}
 }
 
 func newLauncher(_ testing.TB, e *launchertest.Env) launcher.Launcher {
@@ -132,4 +228,40 @@ func TestFiftyLaunchesAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// BenchmarkThroughput launches /bin/true on as many lanes as an agent of two processors uses, taking
+// down included.
+func BenchmarkThroughput(b *testing.B) {
+	e := launchertest.New(b)
+	l := newLauncher(b, e)
+	ctx := launchertest.Context(b)
+	requests := make(chan *launcher.Request)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for r := range requests {
+				h, err := l.Create(ctx, r)
+				if err != nil {
+					b.Error(err)
+					continue
+				}
+				if err := h.Start(ctx); err != nil {
+					b.Error(err)
+				}
+				if _, _, err := h.Wait(ctx); err != nil {
+					b.Error(err)
+				}
+				if err := h.Destroy(ctx); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	for b.Loop() {
+		requests <- e.Request("/bin/true")
+	}
+	close(requests)
+	wg.Wait()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "launches/s")
 }

@@ -42,9 +42,9 @@ type Record struct {
 
 // Options are what a launcher adds.
 type Options struct {
-	// Start, if not nil, lets the process go after the shim did its part. ended is closed when the
-	// first process ends.
-	Start func(ctx context.Context, ended <-chan struct{}) error
+	// Start, if not nil, lets the first process, pid, go after the shim did its part. ended is closed
+	// when that process ends.
+	Start func(ctx context.Context, pid int, ended <-chan struct{}) error
 	// Remove, if not nil, takes down what a runtime keeps of a container whose processes are gone.
 	Remove func(ctx context.Context) error
 	Log    *slog.Logger
@@ -191,7 +191,7 @@ func (h *Handle) Start(ctx context.Context) error {
 	}
 	err := client.Start(ctx)
 	if err == nil && h.opts.Start != nil {
-		err = h.opts.Start(ctx, client.Exited())
+		err = h.opts.Start(ctx, h.rec.Pid, client.Exited())
 	}
 	if errors.Is(err, syscall.ESRCH) || errors.Is(err, shim.ErrLost) {
 		err = fmt.Errorf("%w: %w", launcher.ErrEnded, err)

@@ -86,6 +86,67 @@ func startTicks(pid int) (uint64, bool) {
 	return atoi(f.field(22))
 }
 
+// endsByDefault says whether a process without a handler ends by sig, signal(7).
+func endsByDefault(sig syscall.Signal) bool {
+	switch sig {
+	case syscall.SIGCHLD, syscall.SIGCONT, syscall.SIGURG, syscall.SIGWINCH,
+		syscall.SIGSTOP, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU:
+		return false
+	}
+	return true
+}
+
+// isDeafInit says whether pid is the first process of a pid namespace below ours and neither handles
+// nor ignores sig.
+func isDeafInit(pid int, sig syscall.Signal) bool {
+	b, ok := readFile("/proc/"+itoa(uint64(pid))+"/status", 8192)
+	if !ok {
+		return false
+	}
+	// NSpid lists its pid in each namespace from ours inwards, divided by tabs.
+	ids := statusField(b, "NSpid:")
+	n := len(ids)
+	if n < 3 || ids[n-1] != '1' || ids[n-2] != '\t' {
+		return false
+	}
+	caught, ok1 := parseHex(statusField(b, "SigCgt:"))
+	ignored, ok2 := parseHex(statusField(b, "SigIgn:"))
+	return ok1 && ok2 && (caught|ignored)&(1<<(uint(sig)-1)) == 0
+}
+
+// statusField returns the value of a line of /proc/PID/status.
+func statusField(b []byte, name string) string {
+	for from := 0; from < len(b); {
+		to := from
+		for to < len(b) && b[to] != '\n' {
+			to++
+		}
+		if line := string(b[from:to]); len(line) > len(name) && line[:len(name)] == name {
+			for line = line[len(name):]; line != "" && (line[0] == ' ' || line[0] == '\t'); {
+				line = line[1:]
+			}
+			return line
+		}
+		from = to + 1
+	}
+	return ""
+}
+
+func parseHex(s string) (uint64, bool) {
+	var v uint64
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; {
+		case c >= '0' && c <= '9':
+			v = v<<4 | uint64(c-'0')
+		case c >= 'a' && c <= 'f':
+			v = v<<4 | uint64(c-'a'+10)
+		default:
+			return 0, false
+		}
+	}
+	return v, s != "" && len(s) <= 16
+}
+
 func readPid(name string) (int, bool) {
 	b, ok := readFile(name, 32)
 	if !ok {

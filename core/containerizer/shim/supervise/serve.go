@@ -170,12 +170,7 @@ func (s *supervisor) handle(c *conn, kind uint8, id uint32, payload []byte) (rel
 			refuse(syscall.ESRCH, "no process")
 			return false
 		}
-		// The first process is not reaped while mu is held, so its pid is its own.
-		err = syscall.Kill(-s.state.Pid, syscall.Signal(sig))
-		if err == syscall.ESRCH { // it leads no group
-			err = syscall.Kill(s.state.Pid, syscall.Signal(sig))
-		}
-		if err != nil {
+		if err := s.signal(syscall.Signal(sig)); err != nil {
 			errno, _ := err.(syscall.Errno)
 			refuse(errno, "kill: "+err.Error())
 			return false
@@ -199,6 +194,24 @@ func (s *supervisor) handle(c *conn, kind uint8, id uint32, payload []byte) (rel
 		refuse(syscall.ENOSYS, "unknown request")
 	}
 	return false
+}
+
+// signal sends sig to the first process and its group. The process is not reaped while mu is held, so
+// its pid is its own.
+//
+// The first process of a pid namespace is deaf to signals it has no handler for, where any other would
+// end: sleep or a shell would then take no notice of SIGTERM. It is killed instead, which is what the
+// default action comes to.
+func (s *supervisor) signal(sig syscall.Signal) error {
+	deaf := sig != syscall.SIGKILL && endsByDefault(sig) && isDeafInit(s.state.Pid, sig)
+	err := syscall.Kill(-s.state.Pid, sig)
+	if err == syscall.ESRCH { // it leads no group
+		err = syscall.Kill(s.state.Pid, sig)
+	}
+	if err == nil && deaf {
+		err = syscall.Kill(s.state.Pid, syscall.SIGKILL)
+	}
+	return err
 }
 
 func (c *conn) close() {
