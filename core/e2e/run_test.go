@@ -18,7 +18,8 @@ import (
 )
 
 func TestRunShowsTheOutputAndEndsWithTheTasksCode(t *testing.T) {
-	c := start(t, cluster.Options{Dev: true})
+	// The host's pids: a task that is the first of its own pid namespace cannot kill itself.
+	c := start(t, cluster.Options{Dev: true, Composition: hostPids})
 	for _, test := range []struct {
 		name   string
 		args   []string
@@ -30,7 +31,7 @@ func TestRunShowsTheOutputAndEndsWithTheTasksCode(t *testing.T) {
 		{"environment", []string{"run", "--env", "WHO=world", "--shell", "--", "echo hi $WHO"}, 0, "hi world\n", ""},
 		{"standard error", []string{"run", "--shell", "--", "echo bad >&2; exit 3"}, 3, "", "bad\n"},
 		{"signal", []string{"run", "--shell", "--", "kill -9 $$"}, 137, "", "SIGKILL"},
-		{"no such program", []string{"run", "--", "/no/such/program"}, 127, "", "/no/such/program"},
+		{"no such program", []string{"run", "--", "/no/such/program"}, 125, "", "/no/such/program"},
 		{"nothing to run", []string{"run"}, 2, "", "COMMAND"},
 		{"bad flag", []string{"run", "--cpu", "1", "--", "true"}, 2, "", "unknown flag: --cpu"},
 		{"nowhere to run", []string{"run", "--cpus", "1000", "--wait", "1s", "--", "true"}, 125, "", "cpus 1000"},

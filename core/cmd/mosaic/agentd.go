@@ -19,12 +19,14 @@ import (
 
 	"github.com/mosaic-cluster/mosaic/core/agent"
 	"github.com/mosaic-cluster/mosaic/core/api"
+	"github.com/mosaic-cluster/mosaic/core/config"
 	"github.com/mosaic-cluster/mosaic/core/containerizer"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/cgroup"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/fetcher"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/oci"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/process"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/provisioner"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/shim"
 	"github.com/mosaic-cluster/mosaic/core/modulehost"
 )
@@ -43,6 +45,8 @@ type agentOptions struct {
 	runtime    string
 	logLevel   string
 	insecure   bool
+	// composition is what the configuration says.
+	composition *config.Config
 	// ephemeral ends all containers when the agent ends (mosaic dev).
 	ephemeral bool
 }
@@ -58,6 +62,9 @@ go on meanwhile, and what happened to them is reported afterwards.`,
 		Example: `  mosaic agent --master 10.0.0.1:5050 --work-dir /var/lib/mosaic/agent --config /etc/mosaic
   mosaic agent --resources 'cpus:8;mem:16384' --attributes 'rack:a1'`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.configure(cmd); err != nil {
+				return err
+			}
 			log, level, err := newLogger(cmd.ErrOrStderr(), o.logLevel)
 			if err != nil {
 				return err
@@ -94,23 +101,44 @@ func (o *agentOptions) shared(cmd *cobra.Command, logLevel string) {
 	f.StringVar(&o.logLevel, "log-level", logLevel, "debug, info, warn or error")
 }
 
+// configure reads the configuration; what a flag says goes before it.
+func (o *agentOptions) configure(cmd *cobra.Command) error {
+	c, err := loadConfig(o.config)
+	if err != nil {
+		return err
+	}
+	o.composition = c
+	f := settingsOf(cmd)
+	f.text("log-level", c.LogLevel, &o.logLevel)
+	f.text("listen", c.Agent.Listen, &o.listen)
+	f.text("work-dir", c.Agent.WorkDir, &o.workDir)
+	f.text("hostname", c.Agent.Hostname, &o.hostname)
+	f.text("resources", c.Agent.Resources, &o.resources)
+	f.text("attributes", c.Agent.Attributes, &o.attributes)
+	f.text("cgroup-root", c.Agent.CgroupRoot, &o.cgroupRoot)
+	f.text("runtime", c.Agent.Runtime, &o.runtime)
+	f.text("master", strings.Join(c.Agent.Masters, ","), &o.master)
+	o.insecure = o.insecure || c.Agent.Insecure
+	return nil
+}
+
 // runAgent runs an agent on an open port until ctx ends. ready, if not nil, is called once it takes part.
 func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Logger, level *slog.LevelVar, ready func(*modulehost.Host)) (err error) {
 	workDir, err := absolute(o.workDir)
 	if err != nil {
 		return err
 	}
-	c, err := loadConfig(o.config)
-	if err != nil {
-		return err
-	}
+	c, set := o.composition, o.composition.Agent
 	store, err := agent.OpenStore(filepath.Join(workDir, "agent.db"))
 	if err != nil {
 		return fmt.Errorf("open the checkpoint: %w", err)
 	}
 	defer closing(&err, store.Close)
 
-	run := runDir(workDir)
+	run := set.RunDir
+	if run == "" {
+		run = runDir(workDir)
+	}
 	if err := os.MkdirAll(run, 0o711); err != nil {
 		return fmt.Errorf("make the folder for sockets: %w", err)
 	}
@@ -121,7 +149,7 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 	defer closing(&err, func() error { return withTimeout(ctx, ctzr.Close) })
 
 	metrics := newMetrics()
-	bundle, err := beside("mosaic-modules")
+	bundle, err := orBeside(set.Bundle, "mosaic-modules")
 	if err != nil {
 		return err
 	}
@@ -164,7 +192,13 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 	oversubscription(host, &deps)
 	a, err := agent.New(agent.Config{
 		WorkDir: workDir, Masters: strings.Split(o.master, ","), Hostname: name, IP: ipv4(name), Port: addr.Port,
-		Resources: o.resources, Attributes: o.attributes, CgroupRoot: o.cgroupRoot, KeepUser: os.Geteuid() != 0,
+		Resources: o.resources, Attributes: o.attributes, CgroupRoot: o.cgroupRoot, KeepUser: !switchUser(set),
+		DefaultRole: set.DefaultRole, ReconfigurationPolicy: set.ReconfigurationPolicy, ExecutorEnvironment: set.ExecutorEnvironment,
+		SandboxDirectory: set.SandboxDirectory, ExecutorRegistrationTimeout: set.ExecutorRegistrationTimeout,
+		ExecutorReregistrationTimeout: set.ExecutorReregistrationTimeout, ExecutorShutdownGracePeriod: set.ExecutorShutdownGracePeriod,
+		RecoveryTimeout: set.RecoveryTimeout, RegistrationBackoffMin: set.RegistrationBackoffMin, RegistrationBackoffMax: set.RegistrationBackoffMax,
+		OversubscribedResourcesInterval: set.OversubscribedResourcesInterval, QoSCorrectionInterval: set.QoSCorrectionInterval,
+		GCDelay: set.GCDelay, GCDiskHeadroom: set.GCDiskHeadroom,
 		Version: versionInfo(), Flags: map[string]string{"work_dir": workDir, "port": strconv.Itoa(addr.Port), "config": o.config},
 	}, deps)
 	if err != nil {
@@ -195,13 +229,17 @@ func newContainerizer(o agentOptions, workDir, run string, store *agent.Store, l
 	if err != nil {
 		return nil, err
 	}
-	fetch, err := fetcher.New(fetcher.Config{CacheDir: filepath.Join(workDir, "fetch"), Logger: log})
+	images, err := provisioner.New(provisioner.Config{Dir: filepath.Join(workDir, "images"), Logger: log})
+	if err != nil {
+		return nil, err
+	}
+	fetch, err := fetcher.New(fetcher.Config{CacheDir: filepath.Join(workDir, "fetch"), CacheSize: int64(o.composition.Agent.FetcherCacheSize), Logger: log})
 	if err != nil {
 		return nil, err
 	}
 	return containerizer.New(containerizer.Config{
-		Launchers: launchers, Store: store, Fetcher: fetch,
-		RunDir: run, CgroupRoot: o.cgroupRoot, SwitchUser: os.Geteuid() == 0, Logger: log,
+		Launchers: launchers, Store: store, Images: images, Fetcher: fetch,
+		RunDir: run, CgroupRoot: o.cgroupRoot, SwitchUser: switchUser(o.composition.Agent), Logger: log,
 		Fence: func(ctx context.Context, path string) error {
 			if groups == nil {
 				return nil
@@ -220,7 +258,8 @@ func newContainerizer(o agentOptions, workDir, run string, store *agent.Store, l
 
 // newLaunchers wires the ways to start a container, the cheapest first.
 func newLaunchers(o agentOptions, groups *cgroup.Hierarchy, log *slog.Logger) ([]launcher.Launcher, error) {
-	path, err := beside("mosaic-shim")
+	set := o.composition.Agent
+	path, err := orBeside(set.Shim, "mosaic-shim")
 	if err != nil {
 		return nil, err
 	}
@@ -228,22 +267,44 @@ func newLaunchers(o agentOptions, groups *cgroup.Hierarchy, log *slog.Logger) ([
 	if err != nil {
 		return nil, err
 	}
-	launchers := []launcher.Launcher{process.New(supervisor, groups, log)}
-	if path = o.runtime; path == "" {
-		path, err = beside("runc")
+	order := set.Launchers
+	if len(order) == 0 {
+		order = []string{process.Name, oci.Name}
 	}
-	var runtime *shim.Binary
-	if err == nil {
-		runtime, err = shim.Open(path)
-	}
-	if err != nil {
-		if o.runtime != "" {
-			return nil, err
+	var launchers []launcher.Launcher
+	for _, name := range order {
+		if name == process.Name {
+			launchers = append(launchers, process.New(supervisor, groups, log))
+			continue
 		}
-		log.Warn("containers with a root filesystem of their own cannot run here", "error", err)
-		return launchers, nil
+		path, err := orBeside(o.runtime, "runc")
+		var runtime *shim.Binary
+		if err == nil {
+			runtime, err = shim.Open(path)
+		}
+		switch {
+		case err == nil:
+			launchers = append(launchers, oci.New(supervisor, runtime, groups, log))
+		case o.runtime != "" || len(order) == 1:
+			return nil, err
+		default:
+			log.Warn("containers with a root filesystem of their own cannot run here", "error", err)
+		}
 	}
-	return append(launchers, oci.New(supervisor, runtime, groups, log)), nil
+	return launchers, nil
+}
+
+// orBeside is a configured path, or that of a program beside this one.
+func orBeside(configured, name string) (string, error) {
+	if configured != "" {
+		return configured, nil
+	}
+	return beside(name)
+}
+
+// switchUser says whether tasks run as their own user.
+func switchUser(set config.Agent) bool {
+	return os.Geteuid() == 0 && (set.SwitchUser == nil || *set.SwitchUser)
 }
 
 // endContainers ends everything the agent runs, for clusters that do not outlive their terminal.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/hcl/v2"
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/mosaic-cluster/mosaic/core/config"
@@ -36,6 +37,18 @@ func loadConfig(path string) (*config.Config, error) {
 		c.Modules = config.Default().Modules
 	}
 	return c, nil
+}
+
+// settings fills options from the configuration where no flag was given.
+type settings struct{ cmd *cobra.Command }
+
+func settingsOf(cmd *cobra.Command) settings { return settings{cmd} }
+
+// text takes value for a flag that was not given, if there is a value.
+func (s settings) text(flag, value string, target *string) {
+	if value != "" && !s.cmd.Flags().Changed(flag) {
+		*target = value
+	}
 }
 
 // moduleConfigs are the composition's modules as the host wants them.

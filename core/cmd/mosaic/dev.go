@@ -31,6 +31,9 @@ and its tasks. Without --work-dir nothing is left behind.`,
 		Example: "  mosaic dev\n  mosaic dev --listen 127.0.0.1:6050 --agent-listen 127.0.0.1:6051 --resources 'cpus:2;mem:1024'",
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			begun := time.Now()
+			if err := o.configure(cmd); err != nil {
+				return err
+			}
 			if workDir == "" {
 				if workDir, err = os.MkdirTemp("", "mosaic-dev-"); err != nil {
 					return fmt.Errorf("make a work directory: %w", err)
@@ -74,7 +77,7 @@ func runDev(cmd *cobra.Command, o agentOptions, ml, al net.Listener, workDir str
 	defer stopMaster()
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		err := runMaster(masterCtx, masterOptions{workDir: filepath.Join(workDir, "master"), cluster: "dev"}, ml, log.With("daemon", "master"))
+		err := runMaster(masterCtx, masterOptions{workDir: filepath.Join(workDir, "master"), cluster: "dev", settings: o.composition.Master}, ml, log.With("daemon", "master"))
 		if err == nil && gctx.Err() == nil {
 			err = errors.New("the master ended")
 		}

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/mosaic-cluster/mosaic/core/api"
+	"github.com/mosaic-cluster/mosaic/core/config"
 	"github.com/mosaic-cluster/mosaic/core/master"
 	"github.com/mosaic-cluster/mosaic/core/registry"
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
@@ -35,6 +36,7 @@ type masterOptions struct {
 	cluster  string
 	logLevel string
 	insecure bool
+	settings config.Master
 }
 
 func newMaster() *cobra.Command {
@@ -45,6 +47,9 @@ func newMaster() *cobra.Command {
 in its work directory. It may be killed and started again at any time; tasks go on meanwhile.`,
 		Example: "  mosaic master --work-dir /var/lib/mosaic/master",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.configure(cmd); err != nil {
+				return err
+			}
 			log, _, err := newLogger(cmd.ErrOrStderr(), o.logLevel)
 			if err != nil {
 				return err
@@ -71,6 +76,23 @@ in its work directory. It may be killed and started again at any time; tasks go 
 	return cmd
 }
 
+// configure reads the configuration; what a flag says goes before it.
+func (o *masterOptions) configure(cmd *cobra.Command) error {
+	c, err := loadConfig(o.config)
+	if err != nil {
+		return err
+	}
+	o.settings = c.Master
+	f := settingsOf(cmd)
+	f.text("log-level", c.LogLevel, &o.logLevel)
+	f.text("listen", c.Master.Listen, &o.listen)
+	f.text("work-dir", c.Master.WorkDir, &o.workDir)
+	f.text("hostname", c.Master.Hostname, &o.hostname)
+	f.text("cluster", c.Master.Cluster, &o.cluster)
+	o.insecure = o.insecure || c.Master.Insecure
+	return nil
+}
+
 // maxMessage bounds what agents and masters send each other at once: an agent's registration names all its tasks.
 const maxMessage = 256 << 20
 
@@ -92,8 +114,13 @@ func runMaster(ctx context.Context, o masterOptions, l net.Listener, log *slog.L
 		}
 	}
 	host, port := advertisedHost(l.Addr(), hostname), l.Addr().(*net.TCPAddr).Port
+	set := o.settings
 	m, err := master.New(master.Config{
-		Hostname: host, IP: ipv4(host), Port: port, Version: mesosVersion, Cluster: o.cluster,
+		AllocationInterval: set.AllocationInterval, OfferTimeout: set.OfferTimeout, PingInterval: set.PingInterval,
+		MaxPingTimeouts: set.MaxPingTimeouts, AgentReregisterTimeout: set.AgentReregisterTimeout,
+		MaxCompletedFrameworks: set.MaxCompletedFrameworks, MaxCompletedTasksPerFramework: set.MaxCompletedTasksPerFramework,
+		NoRootSubmissions: set.RootSubmissions != nil && !*set.RootSubmissions,
+		Hostname:          host, IP: ipv4(host), Port: port, Version: mesosVersion, Cluster: o.cluster,
 		Flags: map[string]string{
 			"work_dir": workDir, "port": strconv.Itoa(port), "hostname": host, "cluster": o.cluster, "version": version,
 		},

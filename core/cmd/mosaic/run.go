@@ -68,8 +68,8 @@ func newRun() *cobra.Command {
 Ctrl-C kills the task; a second one gives up waiting for it. With --detach the command returns
 once the task runs, and the task stays: 'mosaic task logs' and 'mosaic task kill' deal with it.
 
-Exit codes: the task's own; 128 plus the signal's number if a signal ended it; 125 if mosaic
-could not run it.`,
+Exit codes: the task's own; 128 plus the signal's number if a signal ended it; 125 if it
+could not be started.`,
 		Example: `  mosaic run -- echo hello
   mosaic run --cpus 0.5 --mem 64 --env WHO=world --shell -- 'echo hello $WHO'
   mosaic run --image ./rootfs -- /bin/sh -c 'ls /'
@@ -518,6 +518,8 @@ func (r *runner) exitCode() int {
 		}
 	}
 	switch {
+	case r.status.GetReason() == mesosv1.TaskStatus_REASON_CONTAINER_LAUNCH_FAILED:
+		return exitRun
 	case r.status.GetReason() == mesosv1.TaskStatus_REASON_CONTAINER_LIMITATION_MEMORY:
 		return 128 + int(syscall.SIGKILL)
 	case state == mesosv1.TaskState_TASK_KILLED:
