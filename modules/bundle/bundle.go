@@ -5,6 +5,7 @@
 package bundle
 
 import (
+	"github.com/mosaic-cluster/mosaic/authorizers/acl"
 	"github.com/mosaic-cluster/mosaic/isolators/cgroups"
 	"github.com/mosaic-cluster/mosaic/isolators/namespaces"
 	"github.com/mosaic-cluster/mosaic/isolators/rlimits"
@@ -14,6 +15,7 @@ import (
 // Modules returns the constructors by "kind/name".
 func Modules() map[string]func() module.Module {
 	return map[string]func() module.Module{
+		"authorizer/acl":      func() module.Module { return acl.New() },
 		"isolator/cgroups":    func() module.Module { return cgroups.New() },
 		"isolator/namespaces": func() module.Module { return namespaces.New() },
 		"isolator/rlimits":    func() module.Module { return rlimits.New() },
