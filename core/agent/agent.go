@@ -165,6 +165,7 @@ type Agent struct {
 	completed  []*completedFramework
 	queue      []*executor // waiting for a launch slot
 	launching  int         // slots taken
+	slow       int         // launches that gave their slot away
 	master     *masterConn // nil while not connected
 	masterInfo *mesosv1.MasterInfo
 	revocable  []*mesosv1.Resource // the estimator's last word
@@ -175,7 +176,7 @@ type Agent struct {
 	failed     chan struct{} // closed when fatal is set
 	wg         sync.WaitGroup
 	usage      usageCache
-	runs       sync.Mutex // held while folders of sandboxes are made and removed
+	runs       sync.RWMutex // held for reading while folders of sandboxes are made, for writing while they are removed
 }
 
 // New checks cfg, detects resources, and reads who the agent was. Nothing runs before Run.

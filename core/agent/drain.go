@@ -38,18 +38,12 @@ func (a *Agent) endFramework(c *change, f *framework) {
 
 func (a *Agent) updateFramework(m *clusterv1.UpdateFramework) {
 	a.decide(func(c *change) {
-		info := m.GetFramework()
-		f := a.frameworks[FrameworkID(info.GetId().GetValue())]
-		if f == nil {
-			return
+		if a.frameworks[FrameworkID(m.GetFramework().GetId().GetValue())] == nil {
+			return // nothing of it is here
 		}
-		data, err := info.MarshalVT()
-		if err != nil {
-			a.fail(fmt.Errorf("encode framework %s: %w", f.id, err))
-			return
+		if _, err := a.framework(c, m.GetFramework()); err != nil {
+			a.log.Warn("update framework", "error", err)
 		}
-		f.info = info
-		c.put(bucketFrameworks, recordKey(string(f.id)), data)
 	})
 }
 

@@ -164,6 +164,9 @@ func TestFrameworkShutdownKillsItsTasksSilently(t *testing.T) {
 		w.master.send(t, &clusterv1.ToAgent_ShutdownFramework{ShutdownFramework: &clusterv1.ShutdownFramework{FrameworkId: "F"}})
 		time.Sleep(killGrace)
 		synctest.Wait()
+		w.launch(checkpointed("G"), command("more", "true")) // the agent goes on
+		w.master.await(t, "more", mesosv1.TaskState_TASK_FINISHED)
+		synctest.Wait()
 		for _, id := range []string{"a", "b"} {
 			equal(t, "history of "+id, w.master.history(id), []string{"TASK_STARTING", "TASK_RUNNING"})
 			select {
@@ -175,6 +178,39 @@ func TestFrameworkShutdownKillsItsTasksSilently(t *testing.T) {
 		got := w.records()
 		if got["tasks"] != 1 || got["frameworks"] != 1 {
 			t.Errorf("the store holds %v, want one task of the other framework", got)
+		}
+	})
+}
+
+func TestTaskForAFrameworkThatIsEndingIsDropped(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.master.autoAck = true
+		w.start()
+		w.launch(checkpointed("F"), command("a", "stubborn"))
+		w.master.await(t, "a", mesosv1.TaskState_TASK_RUNNING)
+		w.master.send(t, &clusterv1.ToAgent_ShutdownFramework{ShutdownFramework: &clusterv1.ShutdownFramework{FrameworkId: "F"}})
+		w.launch(checkpointed("F"), command("b", "true"))
+		w.master.await(t, "b", mesosv1.TaskState_TASK_LOST)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := w.records(); len(got) != 0 {
+			t.Errorf("the store holds %v, want nothing", got)
+		}
+	})
+}
+
+func TestChangedFrameworkIsWrittenDown(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.start()
+		w.launch(checkpointed("F"), command("t", "sleep"))
+		changed := checkpointed("F", mesosv1.FrameworkInfo_Capability_PARTITION_AWARE)
+		changed.Name = new("renamed")
+		w.launch(changed, command("u", "sleep"))
+		synctest.Wait()
+		w.crash()
+		w.start()
+		if fs := w.master.hello().GetFrameworks(); len(fs) != 1 || fs[0].GetName() != "renamed" {
+			t.Errorf("frameworks in Hello = %v, want the changed one", fs)
 		}
 	})
 }

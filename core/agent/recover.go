@@ -307,10 +307,7 @@ func (a *Agent) recoverCommand(c *change, t *task, cp *containerv1.Checkpoint) {
 			if t.started.IsZero() {
 				t.started = time.Now()
 			}
-			a.update(c, t, &mesosv1.TaskStatus{
-				State:  mesosv1.TaskState_TASK_RUNNING.Enum(),
-				Source: mesosv1.TaskStatus_SOURCE_EXECUTOR.Enum(),
-			})
+			c.then(func() { a.spawn(func(ctx context.Context) { a.sayRunning(ctx, t) }) })
 		}
 		if !ended && !t.framework.info.GetCheckpoint() {
 			a.abandon(c, e)
@@ -325,6 +322,20 @@ func (a *Agent) recoverCommand(c *change, t *task, cp *containerv1.Checkpoint) {
 		}
 		c.then(func() { a.await(e) })
 	}
+}
+
+// sayRunning makes the update that the agent before did not get to.
+func (a *Agent) sayRunning(ctx context.Context, t *task) {
+	status := a.statusOf(ctx, t.executor)
+	a.decide(func(c *change) {
+		if t.state != mesosv1.TaskState_TASK_KILLING {
+			t.executor.status = status
+			a.update(c, t, &mesosv1.TaskStatus{
+				State:  mesosv1.TaskState_TASK_RUNNING.Enum(),
+				Source: mesosv1.TaskStatus_SOURCE_EXECUTOR.Enum(),
+			})
+		}
+	})
 }
 
 // abandon destroys a container whose framework does not checkpoint.

@@ -20,6 +20,10 @@ const launchTimeout = 15 * time.Minute
 // than for the processor, and others need not wait with it.
 const slowLaunch = time.Second
 
+// maxSlow bounds launches that gave their slot away. Each may be a download; beyond this many the network is what
+// they wait for.
+const maxSlow = 128
+
 // runTask takes a task. When it is on disk it is launched; the master hears of it by its updates.
 func (a *Agent) runTask(m *clusterv1.RunTask) {
 	a.decide(func(c *change) {
@@ -32,6 +36,13 @@ func (a *Agent) runTask(m *clusterv1.RunTask) {
 		}
 		if f.tasks[id] != nil {
 			a.log.Warn("ignored a task that is already here", "framework", f.id, "task", id)
+			return
+		}
+		if f.terminating || a.leaving {
+			// Its updates have no reader, so nothing is written down.
+			a.answer(f.id, id, f.lost(mesosv1.TaskState_TASK_DROPPED), mesosv1.TaskStatus_REASON_FRAMEWORK_REMOVED,
+				"the framework or the agent is being shut down")
+			a.forgetFramework(c, f)
 			return
 		}
 		if err := checkID(string(id)); err != nil {
@@ -72,8 +83,6 @@ func (a *Agent) refusal(f *framework, info *mesosv1.TaskInfo) (mesosv1.TaskState
 	switch {
 	case a.drain != nil:
 		return mesosv1.TaskState_TASK_DROPPED, mesosv1.TaskStatus_REASON_AGENT_DRAINING, "the agent is being drained"
-	case f.terminating || a.leaving:
-		return mesosv1.TaskState_TASK_DROPPED, mesosv1.TaskStatus_REASON_FRAMEWORK_REMOVED, "the framework is being shut down"
 	case info.GetAgentId().GetValue() != a.info.GetId().GetValue():
 		return invalid("the task is for agent %q, this is %q", info.GetAgentId().GetValue(), a.info.GetId().GetValue())
 	case info.GetExecutor() == nil && info.GetCommand() == nil:
@@ -174,18 +183,16 @@ func (a *Agent) launch(e *executor) {
 	}
 	a.do(&c)
 
-	released := false
-	release := func() { // with the lock held
-		if !released {
-			released = true
-			a.launching--
-			a.schedule()
-		}
-	}
+	slow, over := false, false
 	slot := a.timers.after(slowLaunch, func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		release()
+		if !over && a.slow < maxSlow {
+			slow = true
+			a.slow++
+			a.launching--
+			a.schedule()
+		}
 	})
 	container := a.containerOf(e)
 	ctx, cancel := context.WithTimeout(a.work, launchTimeout)
@@ -205,7 +212,13 @@ func (a *Agent) launch(e *executor) {
 		}
 		a.timers.stop(slot)
 		a.decide(func(c *change) {
-			release()
+			over = true
+			if slow {
+				a.slow--
+			} else {
+				a.launching--
+			}
+			a.schedule()
 			a.launched(c, e, pid, status, err)
 		})
 	})

@@ -20,21 +20,22 @@ func (a *Agent) sandbox(e *executor) string {
 // makeRunsDir makes the folder that sandboxes of an executor lie in, and has "latest" point to the one to come.
 // The sandbox itself the containerizer makes, as the task's user.
 func (a *Agent) makeRunsDir(e *executor) error {
-	a.runs.Lock()
-	defer a.runs.Unlock()
+	a.runs.RLock()
+	defer a.runs.RUnlock()
 	runs := filepath.Dir(e.directory)
 	if err := os.MkdirAll(runs, 0o755); err != nil {
 		return fmt.Errorf("make sandbox: %w", err)
 	}
-	// By rename, so that a reader always finds one.
-	link := filepath.Join(runs, ".latest-"+string(e.container))
-	if err := os.Remove(link); err != nil && !os.IsNotExist(err) {
-		return fmt.Errorf("make sandbox: %w", err)
+	latest := filepath.Join(runs, "latest")
+	err := os.Symlink(string(e.container), latest)
+	if os.IsExist(err) {
+		// By rename, so that a reader always finds one.
+		next := filepath.Join(runs, ".latest-"+string(e.container))
+		if err = os.Symlink(string(e.container), next); err == nil || os.IsExist(err) {
+			err = os.Rename(next, latest)
+		}
 	}
-	if err := os.Symlink(string(e.container), link); err != nil {
-		return fmt.Errorf("make sandbox: %w", err)
-	}
-	if err := os.Rename(link, filepath.Join(runs, "latest")); err != nil {
+	if err != nil {
 		return fmt.Errorf("make sandbox: %w", err)
 	}
 	return nil

@@ -111,22 +111,26 @@ func (f *framework) partitionAware() bool {
 
 func (f *framework) empty() bool { return len(f.tasks) == 0 && len(f.executors) == 0 }
 
-// framework returns the framework that info describes, and writes it down if it is new.
+// framework returns the framework that info describes, and writes it down if it is new or has changed.
 func (a *Agent) framework(c *change, info *mesosv1.FrameworkInfo) (*framework, error) {
 	id := FrameworkID(info.GetId().GetValue())
 	if err := checkID(string(id)); err != nil {
 		return nil, fmt.Errorf("framework id: %w", err)
 	}
-	if f := a.frameworks[id]; f != nil {
+	f := a.frameworks[id]
+	if f != nil && f.info.EqualVT(info) {
 		return f, nil
 	}
-	f := newFramework(id, info)
+	if f == nil {
+		f = newFramework(id, info)
+		a.frameworks[id] = f
+	}
 	data, err := info.MarshalVT()
 	if err != nil {
 		return nil, fmt.Errorf("framework %s: %w", id, err)
 	}
+	f.info = info
 	c.put(bucketFrameworks, recordKey(string(id)), data)
-	a.frameworks[id] = f
 	return f, nil
 }
 

@@ -42,6 +42,10 @@ func (a *Agent) update(c *change, t *task, s *mesosv1.TaskStatus) bool {
 	if terminal(t.state) {
 		return false
 	}
+	if t.framework.terminating {
+		t.state = s.GetState() // nobody is left to be told
+		return true
+	}
 	e := t.executor
 	s.TaskId = &mesosv1.TaskID{Value: new(string(t.id))}
 	s.AgentId = a.info.GetId()
