@@ -171,7 +171,7 @@ func (c *Containerizer) fence(ctx context.Context, ct *container) error {
 		for _, l := range c.cfg.Launchers {
 			if d, ok := l.(discarder); ok {
 				if err := d.Discard(ctx, ct.spec, filepath.Join(c.runDir, shortName(ct.id))); err != nil {
-					return fmt.Errorf("launcher(%s): %w", l.Name(), err)
+					return err // the launcher names itself
 				}
 			}
 		}

@@ -197,7 +197,7 @@ func (l *fakeLauncher) failing(step string) error {
 func (l *fakeLauncher) Create(_ context.Context, r *launcher.Request) (launcher.Handle, error) {
 	id := r.Container.GetId()
 	if err := l.failing("create"); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("launcher(%s): %w", l.name, err)
 	}
 	if err := l.m.step("create %s", id); err != nil {
 		return nil, err

@@ -76,7 +76,7 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 	}
 	handle, err := create(ctx, chosen, request)
 	if err != nil {
-		return 0, fmt.Errorf("launcher(%s): %w", chosen.Name(), err)
+		return 0, err // the launcher names itself
 	}
 	c.created(ct, chosen, handle, spec)
 

@@ -259,7 +259,7 @@ func (c *Containerizer) reattach(ctx context.Context, ct *container) error {
 		ct.mu.Unlock()
 		return nil
 	case err != nil:
-		return fmt.Errorf("launcher(%s): %w", name, err)
+		return err // the launcher names itself
 	}
 	ct.mu.Lock()
 	same := int32(h.Pid()) == ct.pid && h.StartTicks() == ct.ticks
