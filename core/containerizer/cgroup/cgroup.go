@@ -364,27 +364,27 @@ func write(name, text string) error {
 // Name is the group's path relative to the mounts.
 func (g *Group) Name() string { return g.rel }
 
-// CreateTracking makes the group only in the hierarchies that limit nothing: the unified one, and
-// systemd's own.
-func (g *Group) CreateTracking() error {
-	if point, ok := g.h.v1[systemd]; ok {
-		if err := g.makeV1(point); err != nil {
-			return fmt.Errorf("create cgroup %s: %w", g.rel, err)
+// BirthFiles are the files through which a thread takes itself into the group, and back to home,
+// by writing 0: what it forks in between is born in the group. Version 1 has no other way that does
+// not wait for every processor: writing another process's id to cgroup.procs takes milliseconds on a
+// busy machine, as long as the kernel's read-copy-update needs to see all processors pass.
+// home is made to have every controller that g has. In the unified hierarchy a process is born by
+// CloneInto.
+func (g *Group) BirthFiles(home *Group) (enter, leave []string, err error) {
+	for c, point := range g.h.v1 {
+		dir := filepath.Join(point, g.rel)
+		if _, err := os.Lstat(dir); err != nil {
+			continue
+		}
+		if file := filepath.Join(dir, "tasks"); !slices.Contains(enter, file) {
+			if _, err := os.Lstat(filepath.Join(point, home.rel)); err != nil {
+				if err := home.makeV1(g.h.v1[c]); err != nil {
+					return nil, nil, fmt.Errorf("create cgroup %s: %w", home.rel, err)
+				}
+			}
+			enter = append(enter, file)
+			leave = append(leave, filepath.Join(point, home.rel, "tasks"))
 		}
 	}
-	if g.h.unified != "" {
-		if err := g.makeV2(); err != nil {
-			return fmt.Errorf("create cgroup %s: %w", g.rel, err)
-		}
-	}
-	return nil
-}
-
-// AddTracking moves pid to what CreateTracking made. In the unified hierarchy it is born there.
-func (g *Group) AddTracking(pid int) error {
-	point, ok := g.h.v1[systemd]
-	if !ok {
-		return nil
-	}
-	return write(filepath.Join(point, g.rel, "cgroup.procs"), strconv.Itoa(pid))
+	return enter, leave, nil
 }

@@ -187,6 +187,9 @@ func (l *Launcher) create(ctx context.Context, r *launcher.Request) (*supervised
 	spec.PidNamespace = ns.Join[unix.CLONE_NEWPID]
 	spec.AwaitReady = len(st.Joins) > 0
 	spec.Stage = st.Append(nil)
+	if err := birth.BearInside(); err != nil {
+		return nil, birth.Undo(ctx, err)
+	}
 	return birth.Create(ctx, nil, supervised.Options{Log: l.log})
 }
 

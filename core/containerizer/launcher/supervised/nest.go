@@ -62,7 +62,7 @@ func (n *Nest) shimGroup(rel string) *cgroup.Group {
 	}
 	g, err := n.cgroups.Group(root + "/" + shimDir)
 	if err == nil {
-		err = g.CreateTracking()
+		err = g.Create()
 	}
 	if err != nil {
 		n.log.Warn("shims stay in the agent's cgroup", "error", err)
@@ -94,6 +94,7 @@ type Birth struct {
 	nest   *Nest
 	req    *launcher.Request
 	group  *cgroup.Group
+	home   *cgroup.Group // where the shim lives, nil for where the agent does
 	client *shim.Client
 }
 
@@ -121,10 +122,37 @@ func (n *Nest) Spawn(ctx context.Context, r *launcher.Request, asked *containerv
 		ID: r.Container.GetId(), RunDir: r.RunDir,
 		Stdout: r.Stdout, Stderr: r.Stderr, LogUID: r.User.UID, LogGID: r.User.GID,
 	}
-	if b.group != nil {
-		b.Spec.JoinFiles, b.Spec.CloneInto = b.group.JoinFiles(), b.group.CloneInto()
-	}
 	return b, nil
+}
+
+// BearInside lets the first process be born in the container's cgroups.
+func (b *Birth) BearInside() error {
+	if b.group == nil {
+		return nil
+	}
+	b.Spec.CloneInto = b.group.CloneInto()
+	if b.home == nil {
+		b.Spec.JoinFiles = b.group.JoinFiles()
+		return nil
+	}
+	b.nest.mu.Lock() // home may grow
+	defer b.nest.mu.Unlock()
+	var err error
+	b.Spec.EnterFiles, b.Spec.LeaveFiles, err = b.group.BirthFiles(b.home)
+	return err
+}
+
+// MoveInside lets a process that a runtime made be moved to the container's cgroups, as far as the
+// runtime did not. On a hybrid machine the runtime itself is born in the unified one, which limits
+// nothing, since moving is slow.
+func (b *Birth) MoveInside() {
+	if b.group == nil {
+		return
+	}
+	b.Spec.JoinFiles = b.group.JoinFiles()
+	if b.nest.Version() == 1 {
+		b.Spec.CloneInto = b.group.CloneInto()
+	}
 }
 
 // makeRunDir makes the run folder, which must not hold another container.
@@ -156,11 +184,7 @@ func (b *Birth) spawn(asked *containerv1.CgroupResources, runtime *shim.Binary) 
 		return err
 	}
 	b.client = client
-	if home != nil {
-		if err := home.AddTracking(client.Pid()); err != nil {
-			return fmt.Errorf("move shim to its cgroup: %w", err)
-		}
-	}
+	b.home = home
 	if b.group == nil {
 		if cgroup.Asks(asked) {
 			return errors.New("cgroup settings are asked for, but there is no cgroup")

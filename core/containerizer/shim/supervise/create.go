@@ -65,7 +65,7 @@ func (s *supervisor) create() error {
 		s.runtime = pid
 		return nil
 	}
-	if err := s.adopt(pid, spec.CloneInto); err != nil {
+	if err := s.adopt(pid); err != nil {
 		return s.undo(pid, err)
 	}
 	if !spec.AwaitReady {
@@ -74,9 +74,10 @@ func (s *supervisor) create() error {
 	return nil
 }
 
-// fork makes the child, in its version 2 cgroup if there is one.
+// fork makes the child in the container's cgroups: in those of version 1 by visiting them with this
+// thread, in that of version 2 by cloning into it.
 func (s *supervisor) fork(path string, argv []string, attr *syscall.ProcAttr) (int, error) {
-	if s.spec.CloneInto != "" && len(s.spec.Runtime.Argv) == 0 {
+	if s.spec.CloneInto != "" {
 		fd, err := syscall.Open(s.spec.CloneInto, unix.O_PATH|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
 		if err != nil {
 			return 0, fail("open cgroup", s.spec.CloneInto, err)
@@ -84,18 +85,36 @@ func (s *supervisor) fork(path string, argv []string, attr *syscall.ProcAttr) (i
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, fd
 		defer syscall.Close(fd)
 	}
-	pid, err := syscall.ForkExec(path, argv, attr)
-	if err != nil {
-		return 0, fail("clone", path, err)
+	pid := 0
+	err := visit(s.spec.EnterFiles)
+	if err == nil {
+		pid, err = syscall.ForkExec(path, argv, attr)
+		if err != nil {
+			err = fail("clone", path, err)
+		}
 	}
-	return pid, nil
+	// Back home whatever happened: the container's end must not be the shim's.
+	if herr := visit(s.spec.LeaveFiles); herr != nil && err == nil {
+		err = s.undo(pid, herr)
+	}
+	return pid, err
 }
 
-// adopt takes pid as the first process: into its cgroups, its record written. into is a version 2
-// cgroup it was made in already.
-func (s *supervisor) adopt(pid int, into string) error {
+// visit moves this thread through the tasks files of cgroups.
+func visit(files []string) error {
+	for _, f := range files {
+		if err := writeFile(f, "0"); err != nil {
+			return fail("enter cgroup by", f, err)
+		}
+	}
+	return nil
+}
+
+// adopt takes pid as the first process: into its cgroups, where it is not there already, its record
+// written.
+func (s *supervisor) adopt(pid int) error {
 	for _, f := range s.spec.JoinFiles {
-		if into != "" && f == into+"/cgroup.procs" {
+		if lists(f, pid) {
 			continue
 		}
 		if err := writeFile(f, itoa(uint64(pid))); err != nil {
@@ -109,6 +128,22 @@ func (s *supervisor) adopt(pid int, into string) error {
 	s.state.Pid, s.state.StartTicks = pid, ticks
 	s.startable = true
 	return s.record(PidName, itoa(uint64(pid))+" "+itoa(ticks)+"\n")
+}
+
+// lists says whether a file of process ids has pid on a line.
+func lists(name string, pid int) bool {
+	b, _ := readFile(name, 4096)
+	from := 0
+	for i, c := range b {
+		if c != '\n' {
+			continue
+		}
+		if v, ok := atoi(string(b[from:i])); ok && int(v) == pid {
+			return true
+		}
+		from = i + 1
+	}
+	return false
 }
 
 // undo kills a child whose creation failed half way, and returns why.

@@ -109,7 +109,7 @@ func (s *supervisor) runtimeEnded(status uint32) {
 			return
 		}
 	}
-	if err := s.adopt(pid, ""); err != nil {
+	if err := s.adopt(pid); err != nil {
 		refuse(err)
 		return
 	}

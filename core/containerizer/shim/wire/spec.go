@@ -9,8 +9,11 @@ type Spec struct {
 	// Stdout and Stderr are appended to; empty means discarded. Made for LogUID and LogGID.
 	Stdout, Stderr string
 	LogUID, LogGID uint32
-	// JoinFiles are the cgroup.procs files that the first process is written to.
+	// JoinFiles are the cgroup.procs files that the first process is written to, unless listed there.
 	JoinFiles []string
+	// EnterFiles are the tasks files by which the shim's thread enters the container's version 1
+	// cgroups to make the first process in them; LeaveFiles lead to where shims belong.
+	EnterFiles, LeaveFiles []string
 	// CloneInto is a version 2 cgroup in which the first process is made. Empty for none.
 	CloneInto string
 	// CloneFlags are the new namespaces, as CLONE_NEW*.
@@ -60,7 +63,9 @@ func (s *Spec) Append(b []byte) []byte {
 	b = appendBytes(b, s.Stage)
 	b = appendStrings(b, s.Runtime.Argv)
 	b = appendStrings(b, s.Runtime.Env)
-	return appendString(b, s.Runtime.PidFile)
+	b = appendString(b, s.Runtime.PidFile)
+	b = appendStrings(b, s.EnterFiles)
+	return appendStrings(b, s.LeaveFiles)
 }
 
 // ParseSpec decodes a Spec. Its Stage shares memory with b.
@@ -73,6 +78,7 @@ func ParseSpec(b []byte) (*Spec, error) {
 		AwaitReady: r.bool(), Stage: r.bytes(),
 	}
 	s.Runtime = Runtime{Argv: r.strings(), Env: r.strings(), PidFile: r.string()}
+	s.EnterFiles, s.LeaveFiles = r.strings(), r.strings()
 	if r.err != nil {
 		return nil, r.err
 	}

@@ -12,6 +12,7 @@ import (
 var spec = wire.Spec{
 	ID: "c1", RunDir: "/run/c1", Stdout: "/a", Stderr: "/b", LogUID: 1, LogGID: 1 << 31,
 	JoinFiles: []string{"/x/cgroup.procs", ""}, CloneInto: "/u", CloneFlags: 1 << 63, PidNamespace: "/proc/1/ns/pid",
+	EnterFiles: []string{"/x/tasks"}, LeaveFiles: []string{"/y/tasks", "/z/tasks"},
 	AwaitReady: true, Stage: []byte{1, 2, 3},
 	Runtime: wire.Runtime{Argv: []string{"runc"}, Env: []string{"PATH=/bin"}, PidFile: "/p"},
 }
