@@ -222,8 +222,10 @@ func outcome(t *task, was phase, end *containerTermination, err error) *mesosv1.
 	}
 	killed := !t.kill.IsZero()
 	running := was == phaseRunning
+	// A container whose end nobody saw "failed" only if nobody wanted it to end.
+	unseen := end.GetReason() == "" && end != nil && end.WaitStatus == nil && (killed || t.expired)
 	switch {
-	case decided(s, end):
+	case !unseen && decided(s, end):
 		s.Source = mesosv1.TaskStatus_SOURCE_AGENT.Enum()
 	case t.expired:
 		s.State = mesosv1.TaskState_TASK_FAILED.Enum()

@@ -286,3 +286,30 @@ func TestKillOfAnUnknownTaskIsAnswered(t *testing.T) {
 		w.master.await(t, "nobody", mesosv1.TaskState_TASK_GONE)
 	})
 }
+
+func TestUnseenEndOfAKilledTaskIsItsKill(t *testing.T) {
+	unseen := &containerv1.Termination{State: "TASK_FAILED", Message: "container status unknown"}
+	limit := &containerv1.Termination{State: "TASK_FAILED", Reason: "REASON_CONTAINER_LIMITATION_MEMORY"}
+	killed, expired := progress{kill: time.Now()}, progress{expired: true}
+	for _, test := range []struct {
+		name  string
+		p     progress
+		end   *containerv1.Termination
+		state mesosv1.TaskState
+	}{
+		{"nobody asked", progress{}, unseen, mesosv1.TaskState_TASK_FAILED},
+		{"killed", killed, unseen, mesosv1.TaskState_TASK_KILLED},
+		{"expired", expired, unseen, mesosv1.TaskState_TASK_FAILED},
+		{"over a limit while it was killed", killed, limit, mesosv1.TaskState_TASK_FAILED},
+		{"no word at all", progress{}, &containerv1.Termination{}, mesosv1.TaskState_TASK_FAILED},
+	} {
+		task := &task{info: command("t", "true"), progress: test.p}
+		s := outcome(task, phaseRunning, test.end, nil)
+		if s.GetState() != test.state || s.GetState() == mesosv1.TaskState_TASK_FAILED && s.GetMessage() == "" && s.Reason == nil {
+			t.Errorf("%s: outcome = %v, want %v and why", test.name, s, test.state)
+		}
+		if test.p.expired && s.GetReason() != mesosv1.TaskStatus_REASON_MAX_COMPLETION_TIME_REACHED {
+			t.Errorf("%s: outcome = %v, want MAX_COMPLETION_TIME_REACHED", test.name, s)
+		}
+	}
+}
