@@ -129,6 +129,10 @@ func TestTheFirstReasonGivenForAnEndWins(t *testing.T) {
 }
 
 func TestDestroyEndsALaunch(t *testing.T) {
+	synctest.Test(t, destroyEndsALaunch)
+}
+
+func destroyEndsALaunch(t *testing.T) {
 	m := newMachine(t)
 	inPrepare := make(chan struct{})
 	a := &fakeIsolator{m: m, name: "a", onPrepare: func(ctx context.Context, _ *isolatorv1.PrepareRequest) (*isolatorv1.PrepareResponse, error) {
@@ -156,7 +160,7 @@ func TestDestroyEndsALaunch(t *testing.T) {
 		}
 		waited <- end
 	}()
-	waitFor(t, "the waiter to have found the container", func() bool { _, err := c.find("c1"); return err == nil })
+	synctest.Wait() // until the waiter waits
 	if err := c.Destroy(t.Context(), "c1", &containerv1.Termination{State: "TASK_KILLED"}); err != nil {
 		t.Errorf("Destroy: %v", err)
 	}
