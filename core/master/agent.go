@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/mosaic-cluster/mosaic/core/registry"
@@ -196,12 +197,9 @@ func validateAgent(h *clusterv1.Hello) error {
 // admit gives a new agent its id. Where an agent is known at the same address and is not connected,
 // the new one has taken its place: it was started anew without its checkpoints.
 func (s *state) admit(c *agentConn, h *clusterv1.Hello, now time.Time) {
-	for _, old := range s.agents {
-		if old.info.GetHostname() != h.Agent.GetHostname() || old.info.GetPort() != h.Agent.GetPort() || h.Agent.GetPort() == 0 {
-			continue
-		}
+	if old := s.byAddress[addressOf(h.Agent)]; old != nil && h.Agent.GetPort() != 0 {
 		if old.conn != nil || old.leaving {
-			s.refuseAgent(c, false, "agent %s at %s:%d is still connected; try again", old.id, old.info.GetHostname(), old.info.GetPort())
+			s.refuseAgent(c, false, "agent %s at %s is still connected; try again", old.id, addressOf(old.info))
 			return
 		}
 		s.dismiss(old, []change{registry.RemoveAgent(old.id)}, removal{
@@ -217,6 +215,11 @@ func (s *state) admit(c *agentConn, h *clusterv1.Hello, now time.Time) {
 	s.persist(agentAdmitted(record), func(now time.Time) { s.register(c, h, record, false, now) })
 }
 
+// addressOf is where an agent is reached.
+func addressOf(info *mesosv1.AgentInfo) string {
+	return net.JoinHostPort(info.GetHostname(), strconv.Itoa(int(info.GetPort())))
+}
+
 // register makes an agent that the registry knows part of the cluster, with all that it runs.
 func (s *state) register(c *agentConn, h *clusterv1.Hello, record registry.Agent, wasUnreachable bool, now time.Time) {
 	id := record.Info.GetId().GetValue()
@@ -230,6 +233,7 @@ func (s *state) register(c *agentConn, h *clusterv1.Hello, record registry.Agent
 		offers:     make(map[*offer]struct{}),
 	}
 	s.agents[id] = a
+	s.byAddress[addressOf(a.info)] = a
 	s.connect(a, c, h)
 	a.slot = s.views.agents.add(nil)
 	s.showAgent(a)
@@ -376,7 +380,7 @@ func (s *state) readdExecutor(f *framework, a *agent, info *mesosv1.ExecutorInfo
 
 // tellShutdown has a returning agent end frameworks that are no more.
 func (s *state) tellShutdown(a *agent, ids map[string]bool) {
-	for id := range ids {
+	for _, id := range sortedKeys(ids) {
 		s.tell(a, &clusterv1.ToAgent{Message: &clusterv1.ToAgent_ShutdownFramework{
 			ShutdownFramework: &clusterv1.ShutdownFramework{FrameworkId: id}}})
 	}
@@ -452,8 +456,8 @@ func (s *state) reconnect(a *agent, c *agentConn, h *clusterv1.Hello, now time.T
 				ShutdownExecutor: &clusterv1.ShutdownExecutor{FrameworkId: key.framework, ExecutorId: key.executor}}})
 		}
 	}
-	for key, e := range a.executors {
-		if !alive[key] {
+	for _, e := range executorsOf(a) {
+		if !alive[executorKey{e.framework.id, e.info.GetExecutorId().GetValue()}] {
 			s.removeExecutor(e, now)
 		}
 	}
@@ -540,7 +544,7 @@ func (s *state) removeAgent(a *agent, r removal, now time.Time) {
 	}
 	s.timers.stop(a.ping)
 	s.rescindAll(a, now)
-	for _, e := range a.executors {
+	for _, e := range executorsOf(a) {
 		s.removeExecutor(e, now)
 	}
 	for _, t := range sortedAgentTasks(a) {
@@ -552,6 +556,9 @@ func (s *state) removeAgent(a *agent, r removal, now time.Time) {
 	}
 	s.allocator.RemoveAgent(a.id)
 	delete(s.agents, a.id)
+	if s.byAddress[addressOf(a.info)] == a {
+		delete(s.byAddress, addressOf(a.info))
+	}
 	s.views.agents.remove(a.slot)
 	if !r.unreachable.IsZero() {
 		s.unreachable[a.id] = registry.Departure{Since: r.unreachable, Agent: a.record}

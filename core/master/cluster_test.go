@@ -331,6 +331,7 @@ type fakeAgent struct {
 	executors  map[string]*clusterv1.ExecutorRecord
 	frameworks map[string]*mesosv1.FrameworkInfo
 	uuids      byte
+	onReceive  func(*clusterv1.ToAgent) bool // optional; true if that was all
 	port       int32
 }
 
@@ -437,6 +438,9 @@ func (a *fakeAgent) receive(msg *clusterv1.ToAgent) {
 		if !a.silent {
 			a.send(&clusterv1.FromAgent{Message: &clusterv1.FromAgent_Pong{Pong: &clusterv1.Pong{}}})
 		}
+		return
+	}
+	if a.onReceive != nil && a.onReceive(msg) {
 		return
 	}
 	a.received = append(a.received, msg)

@@ -17,6 +17,12 @@ import (
 // helloTimeout bounds how long a stream may stand without a Hello.
 const helloTimeout = 10 * time.Second
 
+// flushTimeout bounds how long a stream that was ended may take for what is still in its outbox.
+const flushTimeout = 5 * time.Second
+
+// errShuttingDown ends streams with the master.
+var errShuttingDown = status.Error(codes.Unavailable, "this master is shutting down")
+
 // connector serves the streams of agents.
 type connector struct {
 	clusterv1.UnimplementedMasterServer
@@ -48,41 +54,36 @@ func (c *connector) Connect(stream clusterv1.Master_ConnectServer) error {
 			conn.peer = host
 		}
 	}
-	// The receiver ends when this function has returned, so the master waits for it, not we.
+	// Sending and receiving block for as long as the connection wants, and end when this function has
+	// returned; so the master waits for them, not we.
 	greeted := make(chan struct{})
-	received := make(chan error, 1)
+	received, sent := make(chan error, 1), make(chan error, 1)
 	if !m.goWatch(func() { received <- m.receive(conn, stream, greeted) }) {
-		return status.Error(codes.Unavailable, "this master is shutting down")
+		return errShuttingDown
 	}
+	if !m.goWatch(func() { sent <- conn.out.pump(stream.Send) }) {
+		return errShuttingDown
+	}
+	defer conn.out.close() // or pump would wait for more
 	timeout := time.NewTimer(helloTimeout)
 	defer timeout.Stop()
-	var queue []*clusterv1.ToAgent
+	closed := conn.out.ended
 	for {
-		var closed bool
-		queue, closed = conn.out.take(queue)
-		for i, msg := range queue {
-			if err := stream.Send(msg); err != nil {
-				return err
-			}
-			queue[i] = nil
-		}
-		if closed && len(queue) == 0 {
-			return nil
-		}
-		if len(queue) > 0 {
-			continue
-		}
 		select {
-		case <-conn.out.wake:
+		case err := <-sent:
+			return err
 		case err := <-received:
 			return err
 		case <-greeted:
 			greeted = nil
 			timeout.Stop()
+		case <-closed:
+			closed = nil
+			timeout.Reset(flushTimeout)
 		case <-timeout.C:
-			return status.Error(codes.DeadlineExceeded, "no Hello came")
+			return status.Error(codes.DeadlineExceeded, "the agent says no Hello, or takes no messages")
 		case <-m.stopped:
-			return status.Error(codes.Unavailable, "this master is shutting down")
+			return errShuttingDown
 		}
 	}
 }

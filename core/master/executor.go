@@ -1,7 +1,9 @@
 package master
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"time"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
@@ -61,6 +63,28 @@ func (s *state) removeExecutor(e *executor, now time.Time) {
 		s.allocator.RecoverResources(e.framework.id, e.agent.id, e.resources, nil, now)
 		s.allocateBy(now.Add(freedDelay))
 	}
+}
+
+// sortedExecutors returns executors in an order that is always the same.
+func sortedExecutors(set map[*executor]struct{}) []*executor {
+	out := make([]*executor, 0, len(set))
+	for e := range set {
+		out = append(out, e)
+	}
+	slices.SortFunc(out, func(a, b *executor) int {
+		return cmp.Or(compareIDs(a.agent.id, b.agent.id), compareIDs(a.framework.id, b.framework.id),
+			compareIDs(a.info.GetExecutorId().GetValue(), b.info.GetExecutorId().GetValue()))
+	})
+	return out
+}
+
+// executorsOf returns an agent's executors in an order that is always the same.
+func executorsOf(a *agent) []*executor {
+	set := make(map[*executor]struct{}, len(a.executors))
+	for _, e := range a.executors {
+		set[e] = struct{}{}
+	}
+	return sortedExecutors(set)
 }
 
 // executorExited takes the end of an executor from its agent. Its tasks' updates come by themselves.

@@ -280,7 +280,7 @@ func (s *state) removeFramework(f *framework, now time.Time) {
 		}
 		s.completeTask(t, now)
 	}
-	for e := range f.executors {
+	for _, e := range sortedExecutors(f.executors) {
 		s.removeExecutor(e, now)
 	}
 	s.allocator.RemoveFramework(f.id)

@@ -10,7 +10,7 @@ import (
 
 // legacyJSON is a task as older endpoints show it.
 func (e *taskEntry) legacyJSON() []byte {
-	return e.legacy.get(func() []byte {
+	data, _ := e.legacy.get(func() ([]byte, error) {
 		t := e.proto
 		b := append(make([]byte, 0, 512), '{')
 		b = text(b, "id", t.GetTaskId().GetValue())
@@ -49,8 +49,9 @@ func (e *taskEntry) legacyJSON() []byte {
 		if t.HealthCheck != nil {
 			b = message(b, "health_check", t.HealthCheck)
 		}
-		return append(mesosjson.CloseObject(b), ',')
+		return append(mesosjson.CloseObject(b), ','), nil
 	})
+	return data
 }
 
 func appendStatus(b []byte, s *mesosv1.TaskStatus) []byte {
@@ -113,7 +114,7 @@ func appendNetwork(b []byte, n *mesosv1.NetworkInfo) []byte {
 
 // legacyJSON is an executor as older endpoints show it.
 func (e *executorEntry) legacyJSON() []byte {
-	return e.legacy.get(func() []byte {
+	data, _ := e.legacy.get(func() ([]byte, error) {
 		b := append(make([]byte, 0, 512), '{')
 		b = text(b, "executor_id", e.info.GetExecutorId().GetValue())
 		b = text(b, "name", e.info.GetName())
@@ -150,8 +151,9 @@ func (e *executorEntry) legacyJSON() []byte {
 			b = text(b, "type", e.info.GetType().String())
 		}
 		b = text(b, "slave_id", e.agentID.GetValue())
-		return append(mesosjson.CloseObject(b), ',')
+		return append(mesosjson.CloseObject(b), ','), nil
 	})
+	return data
 }
 
 func (e *offerEntry) appendLegacy(b []byte) []byte {

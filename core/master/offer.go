@@ -128,8 +128,8 @@ func offerMessage(o *offer) *mesosv1.Offer {
 		Domain:     a.info.Domain,
 		Attributes: a.info.Attributes,
 	}
-	for e := range f.executors {
-		if e.agent == a {
+	for key, e := range a.executors {
+		if key.framework == f.id {
 			m.ExecutorIds = append(m.ExecutorIds, e.info.ExecutorId)
 		}
 	}

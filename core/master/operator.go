@@ -141,7 +141,7 @@ func (m *Master) updateWeights(ctx context.Context, principal string, infos []*m
 			all[role] = w
 			m.s.allocator.SetWeight(role, w)
 		}
-		m.s.weights, m.s.views.weights = all, all
+		m.s.weights, m.s.views.weights, m.s.views.changed = all, all, true
 		for _, f := range m.s.sortedFrameworks() {
 			// What was offered by the old weights is offered anew by the new ones.
 			for _, o := range sortedOffers(f.offers) {

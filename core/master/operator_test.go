@@ -289,3 +289,49 @@ func TestCompletedAndOfferedShowInStates(t *testing.T) {
 		}
 	})
 }
+
+func TestEncodedReadsAreWhatTheMessagesEncodeTo(t *testing.T) {
+	m := bigState(t, 3, 5)
+	gone := m.s.agents["M-S2"]
+	m.s.removeAgent(gone, removal{state: mesosv1.TaskState_TASK_UNREACHABLE, reason: mesosv1.TaskStatus_REASON_AGENT_REMOVED,
+		unreachable: time.Unix(1e9, 0), metric: &m.metrics.removedUnhealthy}, time.Unix(1e9, 0))
+	m.view.Store(m.s.views.publish())
+	for _, x := range []masterv1.Call_Type{masterv1.Call_GET_STATE, masterv1.Call_GET_TASKS} {
+		call := &masterv1.Call{Type: x.Enum()}
+		r, err := m.OperatorCall(context.Background(), "", call)
+		if err != nil {
+			t.Fatalf("OperatorCall %s: %v", x, err)
+		}
+		want, err := r.MarshalVT()
+		if err != nil {
+			t.Fatalf("MarshalVT: %v", err)
+		}
+		got, ok, err := m.OperatorEncoded(context.Background(), "", call, false)
+		if err != nil || !ok || string(got) != string(want) {
+			t.Errorf("OperatorEncoded %s in protobuf = %d bytes, %v, %v; want the %d bytes that the message encodes to", x, len(got), ok, err, len(want))
+		}
+		got, ok, err = m.OperatorEncoded(context.Background(), "", call, true)
+		if err != nil || !ok || string(got) != string(r.AppendJSON(nil)) {
+			t.Errorf("OperatorEncoded %s in JSON = %s, %v, %v; want %s", x, got, ok, err, r.AppendJSON(nil))
+		}
+	}
+	if _, ok, err := m.OperatorEncoded(context.Background(), "", &masterv1.Call{Type: masterv1.Call_GET_ROLES.Enum()}, true); ok || err != nil {
+		t.Errorf("OperatorEncoded GET_ROLES = %v, %v, want it left to OperatorCall", ok, err)
+	}
+}
+
+func TestViewIsTheSameWhileNothingHappens(t *testing.T) {
+	inBubble(t, Config{}, Deps{}, func(t *testing.T, c *cluster) {
+		c.agent("cpus:4;mem:1024")
+		c.pass(time.Second)
+		before := c.m.view.Load()
+		c.pass(time.Minute)
+		if c.m.view.Load() != before {
+			t.Error("the view was made anew in a minute without events")
+		}
+		c.framework(frameworkInfo())
+		if c.m.view.Load() == before {
+			t.Error("the view is the same after a framework came")
+		}
+	})
+}

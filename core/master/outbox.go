@@ -18,30 +18,43 @@ type outbox struct {
 	queue  []*clusterv1.ToAgent // guarded by mu
 	closed bool                 // guarded by mu; nothing more comes
 
-	wake chan struct{} // holds one token while there is something to take
+	wake  chan struct{} // holds one token while there is something to take
+	ended chan struct{} // closed with the outbox
 }
 
-func newOutbox() *outbox { return &outbox{wake: make(chan struct{}, 1)} }
+func newOutbox() *outbox {
+	return &outbox{wake: make(chan struct{}, 1), ended: make(chan struct{})}
+}
 
 // push appends a message. It is false when the outbox is closed or was closed now, for being full.
 func (o *outbox) push(msg *clusterv1.ToAgent) bool {
 	o.mu.Lock()
-	ok := !o.closed && len(o.queue) < maxOutbox
-	if ok {
-		o.queue = append(o.queue, msg)
-	} else {
-		o.closed = true
+	defer o.mu.Unlock()
+	if o.closed {
+		return false
 	}
-	o.mu.Unlock()
+	if len(o.queue) >= maxOutbox {
+		o.end()
+		return false
+	}
+	o.queue = append(o.queue, msg)
 	o.signal()
-	return ok
+	return true
 }
 
 // close ends the outbox after what is in it.
 func (o *outbox) close() {
 	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.closed {
+		o.end()
+	}
+}
+
+// end is called once, with mu held.
+func (o *outbox) end() {
 	o.closed = true
-	o.mu.Unlock()
+	close(o.ended)
 	o.signal()
 }
 
@@ -52,10 +65,26 @@ func (o *outbox) signal() {
 	}
 }
 
-// take returns what is queued, and whether nothing will follow. spare is used for the next queue.
-func (o *outbox) take(spare []*clusterv1.ToAgent) (queue []*clusterv1.ToAgent, closed bool) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	queue, o.queue = o.queue, spare[:0]
-	return queue, o.closed
+// pump sends what is pushed until the outbox is closed and empty, or send fails.
+func (o *outbox) pump(send func(*clusterv1.ToAgent) error) error {
+	var queue []*clusterv1.ToAgent
+	for {
+		o.mu.Lock()
+		queue, o.queue = o.queue, queue[:0]
+		closed := o.closed
+		o.mu.Unlock()
+		for i, msg := range queue {
+			if err := send(msg); err != nil {
+				return err
+			}
+			queue[i] = nil
+		}
+		if len(queue) > 0 {
+			continue
+		}
+		if closed {
+			return nil
+		}
+		<-o.wake
+	}
 }

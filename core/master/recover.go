@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/mosaic-cluster/mosaic/core/registry"
@@ -44,6 +45,13 @@ func weightsSet(weights map[string]float64) []change {
 	}
 	return out
 }
+
+// What Mesos keeps of agents that are unreachable or gone, and how often it looks.
+const (
+	pruneInterval  = 15 * time.Minute
+	maxDepartedAge = 14 * 24 * time.Hour
+	maxUnreachable = 102_400
+)
 
 // loadRegistry reads what former masters left.
 func (m *Master) loadRegistry(ctx context.Context) (*registry.Snapshot, error) {
@@ -160,6 +168,7 @@ func (s *state) recover(now time.Time, snapshot *registry.Snapshot) {
 	s.allocateAt = now
 	s.showRecovered()
 	s.persist([]change{registry.PutMaster(s.info)}, func(time.Time) {})
+	s.timers.set(now.Add(pruneInterval), s.prune)
 	if len(s.recovered) > 0 {
 		s.timers.set(now.Add(s.cfg.AgentReregisterTimeout), s.giveUpRecovered)
 	}
@@ -181,6 +190,26 @@ func (s *state) giveUpRecovered(now time.Time) {
 			s.showRecovered()
 			s.emitAgentRemoved(&mesosv1.AgentID{Value: &id})
 			s.log.Warn("agent did not return", "agent", id, "timeout", s.cfg.AgentReregisterTimeout)
+		})
+	}
+}
+
+// prune forgets agents that have been unreachable for too long, or are too many: the oldest first. What is
+// forgotten may still come back, but reconciliation no longer says unreachable of its tasks.
+func (s *state) prune(now time.Time) {
+	s.timers.set(now.Add(pruneInterval), s.prune)
+	ids := sortedKeys(s.unreachable)
+	slices.SortStableFunc(ids, func(a, b string) int { return s.unreachable[a].Since.Compare(s.unreachable[b].Since) })
+	for i, id := range ids {
+		d := s.unreachable[id]
+		if len(ids)-i <= maxUnreachable && now.Sub(d.Since) <= maxDepartedAge {
+			break
+		}
+		s.persist([]change{registry.RemoveUnreachable(id)}, func(time.Time) {
+			if s.unreachable[id].Since.Equal(d.Since) {
+				delete(s.unreachable, id)
+				s.showRecovered()
+			}
 		})
 	}
 }

@@ -33,6 +33,7 @@ type state struct {
 	completed     []*framework          // oldest first, at most MaxCompletedFrameworks
 	completedIDs  map[string]bool       // ids of completed
 	agents        map[string]*agent     // registered, connected or not
+	byAddress     map[string]*agent     // the same, by addressOf
 	recovered     map[string]*recoveredAgent
 	unreachable   map[string]registry.Departure
 	gone          map[string]time.Time
@@ -59,6 +60,7 @@ func newState(m *Master, info *mesosv1.MasterInfo, a *allocator.Allocator) *stat
 		frameworks:   make(map[string]*framework),
 		completedIDs: make(map[string]bool),
 		agents:       make(map[string]*agent),
+		byAddress:    make(map[string]*agent),
 		recovered:    make(map[string]*recoveredAgent),
 		unreachable:  make(map[string]registry.Departure),
 		gone:         make(map[string]time.Time),

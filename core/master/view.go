@@ -24,10 +24,11 @@ const (
 // are made when first asked for and kept as long as the object does not change.
 type (
 	taskEntry struct {
-		proto  *mesosv1.Task
-		set    resources.Set // what it uses; empty once it has ended
-		kind   taskKind
-		legacy encoded
+		proto   *mesosv1.Task
+		set     resources.Set // what it uses; empty once it has ended
+		kind    taskKind
+		encoded [2]encoded // by format; in protobuf with the tag of the list it is in
+		legacy  encoded
 	}
 	executorEntry struct {
 		info        *mesosv1.ExecutorInfo
@@ -64,12 +65,13 @@ type (
 type encoded struct {
 	once sync.Once
 	data []byte
+	err  error
 }
 
 // get returns the form, made by make the first time.
-func (e *encoded) get(make func() []byte) []byte {
-	e.once.Do(func() { e.data = make() })
-	return e.data
+func (e *encoded) get(make func() ([]byte, error)) ([]byte, error) {
+	e.once.Do(func() { e.data, e.err = make() })
+	return e.data, e.err
 }
 
 // viewBuilder is the loop's side of the view.
@@ -87,15 +89,24 @@ type viewBuilder struct {
 	away       int                  // agents that are unreachable
 	weights    map[string]float64   // replaced, never changed
 	elected    time.Time
+
+	changed bool  // something outside the tables changed since last
+	last    *view // what was published last
 }
 
 func newViewBuilder(cfg *Config, info *mesosv1.MasterInfo, m *metrics) *viewBuilder {
 	return &viewBuilder{cfg: cfg, info: info, metrics: m}
 }
 
-// publish returns the view of now. It costs what changed since the last one.
+// publish returns the view of now. It costs what changed since the last one, which it returns again if
+// nothing did.
 func (b *viewBuilder) publish() *view {
-	return &view{
+	if b.last != nil && !b.changed && !b.tasks.fresh && !b.executors.fresh && !b.offers.fresh &&
+		!b.frameworks.fresh && !b.agents.fresh {
+		return b.last
+	}
+	b.changed = false
+	b.last = &view{
 		cfg:        b.cfg,
 		info:       b.info,
 		metrics:    b.metrics,
@@ -109,6 +120,7 @@ func (b *viewBuilder) publish() *view {
 		weights:    b.weights,
 		elected:    b.elected,
 	}
+	return b.last
 }
 
 // view is the cluster at one moment, for those who read. Nothing in it changes, and it is safe for
@@ -129,6 +141,7 @@ type view struct {
 
 	tallyOnce sync.Once
 	tallied   *tally
+	bodies    bodies
 }
 
 // framework returns a framework by id, nil if it is not registered.
@@ -263,6 +276,7 @@ func (s *state) showRecovered() {
 	})
 	s.views.recovered = list
 	s.views.away = len(s.unreachable)
+	s.views.changed = true
 }
 
 // getTasks is the body of GET_TASKS.
