@@ -1,7 +1,9 @@
 package master
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -435,4 +437,76 @@ func TestMasterThatLosesLeadershipStops(t *testing.T) {
 		deposed.ended <- nil
 		deposed.stop()
 	})
+}
+
+func TestAgentThatReadsNothingHoldsNobodyUp(t *testing.T) {
+	inBubble(t, Config{}, Deps{}, func(t *testing.T, c *cluster) {
+		a := c.agent("cpus:100000;mem:10000000")
+		release := make(chan struct{})
+		defer close(release)
+		a.mu.Lock()
+		a.onReceive = func(*clusterv1.ToAgent) bool {
+			<-release
+			return true
+		}
+		a.mu.Unlock()
+		f, events := c.framework(frameworkInfo())
+		o := one(t, "offers", offers(events))
+		var tasks []*mesosv1.TaskInfo
+		for i := range 3000 {
+			x := commandTask(fmt.Sprint("t", i), o, "cpus:0.1;mem:32")
+			x.Data = make([]byte, 2000)
+			tasks = append(tasks, x)
+		}
+		f.launch(o, tasks...)
+		c.pass(2 * time.Minute)
+		if n := len(c.get(masterv1.Call_GET_AGENTS).GetGetAgents().GetAgents()); n != 0 {
+			t.Errorf("%d agents after two minutes without a pong, want none", n)
+		}
+		if us := updates(f.stream.take()); len(us) != 3000 {
+			t.Errorf("%d updates, want 3000 unreachable tasks", len(us))
+		}
+	})
+}
+
+func TestUnreachableAgentsAreForgottenAfterTwoWeeks(t *testing.T) {
+	inBubble(t, Config{PingInterval: time.Hour}, Deps{}, func(t *testing.T, c *cluster) {
+		a := c.agent("cpus:4;mem:1024")
+		id := a.id()
+		a.disconnect()
+		known := func() int {
+			s, err := c.registry.Load(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(s.Unreachable)
+		}
+		c.pass(7 * time.Hour)
+		if known() != 1 {
+			t.Fatalf("the registry knows %d unreachable agents, want %s", known(), id)
+		}
+		c.pass(14 * 24 * time.Hour)
+		if known() != 0 {
+			t.Errorf("the registry knows %d unreachable agents after two weeks, want none", known())
+		}
+	})
+}
+
+func TestOutboxIsBounded(t *testing.T) {
+	o := newOutbox()
+	for i := range maxOutbox {
+		if !o.push(&clusterv1.ToAgent{}) {
+			t.Fatalf("push %d = false", i)
+		}
+	}
+	if o.push(&clusterv1.ToAgent{}) {
+		t.Error("push into a full outbox = true, want false")
+	}
+	var sent int
+	if err := o.pump(func(*clusterv1.ToAgent) error { sent++; return nil }); err != nil || sent != maxOutbox {
+		t.Errorf("pump = %v after %d, want nil after all", err, sent)
+	}
+	if o.push(&clusterv1.ToAgent{}) {
+		t.Error("push after the end = true, want false")
+	}
 }

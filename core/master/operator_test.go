@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	masterv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/master"
 	schedulerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/scheduler"
@@ -333,5 +335,28 @@ func TestViewIsTheSameWhileNothingHappens(t *testing.T) {
 		if c.m.view.Load() == before {
 			t.Error("the view is the same after a framework came")
 		}
+	})
+}
+
+func TestPrometheusGetsTheSameMetrics(t *testing.T) {
+	inBubble(t, Config{}, Deps{}, func(t *testing.T, c *cluster) {
+		c.agent("cpus:4;mem:1024")
+		r := prometheus.NewPedanticRegistry()
+		if err := r.Register(c.m.Collector()); err != nil {
+			t.Fatalf("Register: %v", err)
+		}
+		families, err := r.Gather()
+		if err != nil {
+			t.Fatalf("Gather: %v", err)
+		}
+		for _, f := range families {
+			if f.GetName() == "mosaic_master_slaves_active" {
+				if v := f.GetMetric()[0].GetUntyped().GetValue(); v != 1 {
+					t.Errorf("mosaic_master_slaves_active = %v, want 1", v)
+				}
+				return
+			}
+		}
+		t.Error("there is no mosaic_master_slaves_active")
 	})
 }
