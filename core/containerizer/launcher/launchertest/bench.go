@@ -1,6 +1,7 @@
 package launchertest
 
 import (
+	"context"
 	"slices"
 	"testing"
 	"time"
@@ -11,10 +12,11 @@ import (
 // BenchmarkLaunchTrue measures Create, Start and the end of /bin/true as Wait tells it, one after
 // the other. Taking down is not counted. The median is reported: the mean of launches follows its
 // tail.
-func BenchmarkLaunchTrue(b *testing.B, make func(t testing.TB, e *Env) launcher.Launcher) {
+func BenchmarkLaunchTrue(b *testing.B, with func(t testing.TB, e *Env) launcher.Launcher) {
 	e := New(b)
-	l := make(b, e)
-	ctx := Context(b)
+	l := with(b, e)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute) // a busy machine is slow
+	defer cancel()
 	var took []time.Duration
 	for b.Loop() {
 		from := time.Now()

@@ -19,9 +19,9 @@ import (
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 )
 
-// Conformance runs the cases that hold for every launcher. make is called once per case; the
-// second environment it is given, for an agent that comes back, is the same one.
-func Conformance(t *testing.T, make func(t testing.TB, e *Env) launcher.Launcher) {
+// Conformance runs the cases that hold for every launcher, each in an environment of its own, with a
+// launcher that with makes for it.
+func Conformance(t *testing.T, with func(t testing.TB, e *Env) launcher.Launcher) {
 	for _, c := range []struct {
 		name string
 		run  func(t *testing.T, e *Env, l launcher.Launcher)
@@ -32,6 +32,7 @@ func Conformance(t *testing.T, make func(t testing.TB, e *Env) launcher.Launcher
 		{"OutputThroughALinkIsRefused", outputThroughALinkIsRefused},
 		{"NothingRunsBeforeStart", nothingRunsBeforeStart},
 		{"HeldProcessIsInItsCgroups", heldProcessIsInItsCgroups},
+		{"ShimLeavesTheAgentsCgroups", shimLeavesTheAgentsCgroups},
 		{"MissingCommandIsAnError", missingCommandIsAnError},
 		{"UserAndGroupsAreTakenOn", userAndGroupsAreTakenOn},
 		{"LimitsAreInEffect", limitsAreInEffect},
@@ -55,7 +56,7 @@ func Conformance(t *testing.T, make func(t testing.TB, e *Env) launcher.Launcher
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e := New(t)
-			c.run(t, e, make(t, e))
+			c.run(t, e, with(t, e))
 		})
 	}
 }
@@ -136,6 +137,23 @@ func heldProcessIsInItsCgroups(t *testing.T, e *Env, l launcher.Launcher) {
 	}
 	if len(h.Cgroups()) == 0 || h.StartTicks() == 0 {
 		t.Errorf("Cgroups = %v, StartTicks = %d", h.Cgroups(), h.StartTicks())
+	}
+}
+
+func shimLeavesTheAgentsCgroups(t *testing.T, e *Env, l launcher.Launcher) {
+	h := Start(t, l, e.Request("sleep", "1000"))
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", ShimOf(t, h)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := ":/" + e.Root + "/.shims\n"
+	for _, name := range []string{":name=systemd", ":memory", "0::"} {
+		// A service manager empties the agent's groups when it stops the agent.
+		for line := range strings.Lines(string(b)) {
+			if strings.Contains(line, name) && !strings.HasSuffix(line, home[1:]) {
+				t.Errorf("the shim is in %swant %s", line, home[1:])
+			}
+		}
 	}
 }
 

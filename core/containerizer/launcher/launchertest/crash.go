@@ -37,10 +37,10 @@ type made struct {
 
 // KilledAgent kills a creator with SIGKILL while containers run, and finds all of them again.
 // A package's test that calls it must have BeCreator in its TestMain.
-func KilledAgent(t *testing.T, make func(t testing.TB, e *Env) launcher.Launcher) {
+func KilledAgent(t *testing.T, with func(t testing.TB, e *Env) launcher.Launcher) {
 	const running, held = 10, 2
 	e := New(t)
-	l := make(t, e)
+	l := with(t, e)
 	j, err := json.Marshal(job{Shim: e.Shim.Path(), Root: e.Root, Dir: e.Dir, Started: running, Held: held})
 	if err != nil {
 		t.Fatal(err)
@@ -140,19 +140,19 @@ func alive(pid int) bool {
 }
 
 // BeCreator makes this process a creator if it was started as one, and does not return then.
-func BeCreator(make func(e *Env) (launcher.Launcher, error)) {
+func BeCreator(with func(e *Env) (launcher.Launcher, error)) {
 	text := os.Getenv(creatorVariable)
 	if text == "" {
 		return
 	}
-	if err := create(text, make); err != nil {
+	if err := create(text, with); err != nil {
 		fmt.Fprintln(os.Stderr, "creator:", err)
 		os.Exit(1)
 	}
 	select {} // until killed
 }
 
-func create(text string, make func(e *Env) (launcher.Launcher, error)) error {
+func create(text string, with func(e *Env) (launcher.Launcher, error)) error {
 	var j job
 	if err := json.Unmarshal([]byte(text), &j); err != nil {
 		return err
@@ -166,7 +166,7 @@ func create(text string, make func(e *Env) (launcher.Launcher, error)) error {
 		return err
 	}
 	e := &Env{Shim: b, Cgroups: h, Root: j.Root, Dir: j.Dir, Log: quietLog()}
-	l, err := make(e)
+	l, err := with(e)
 	if err != nil {
 		return err
 	}

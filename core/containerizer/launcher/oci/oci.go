@@ -126,7 +126,9 @@ func (l *Launcher) create(ctx context.Context, r *launcher.Request) (*supervised
 	if err := writeBundle(r.RunDir, config); err != nil {
 		return nil, birth.Undo(ctx, err)
 	}
-	birth.MoveInside()
+	if err := birth.MoveInside(); err != nil {
+		return nil, birth.Undo(ctx, err)
+	}
 	argv := []string{
 		shim.RuntimePath(l.runtime), "--root", stateDir(r.RunDir), "--log", logFile(r.RunDir), "--log-format", "json",
 		"create", "--bundle", bundleDir(r.RunDir), "--pid-file", pidFile(r.RunDir), id,

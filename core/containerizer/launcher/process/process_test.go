@@ -200,6 +200,26 @@ func TestWithoutCgroupsTheSessionIsKilled(t *testing.T) {
 	}
 }
 
+// TestDeathBeforeTheCommandIsNoStart: the stage needs a few threads, and a limit below them ends it.
+func TestDeathBeforeTheCommandIsNoStart(t *testing.T) {
+	e := launchertest.New(t)
+	l := newLauncher(t, e)
+	for limit := int64(1); limit <= 3; limit++ {
+		r := e.Request("true")
+		r.Proposal.Cgroup = &containerv1.CgroupResources{PidsLimit: &limit}
+		h, err := l.Create(launchertest.Context(t), r)
+		if err == nil {
+			err = h.Start(launchertest.Context(t))
+			if derr := h.Destroy(launchertest.Context(t)); derr != nil {
+				t.Error(derr)
+			}
+		}
+		if err == nil {
+			t.Errorf("with a limit of %d processes the command is said to have started", limit)
+		}
+	}
+}
+
 func TestFiftyLaunchesAtOnce(t *testing.T) {
 	e := launchertest.New(t)
 	l := newLauncher(t, e)

@@ -135,24 +135,34 @@ func (b *Birth) BearInside() error {
 		b.Spec.JoinFiles = b.group.JoinFiles()
 		return nil
 	}
-	b.nest.mu.Lock() // home may grow
-	defer b.nest.mu.Unlock()
-	var err error
-	b.Spec.EnterFiles, b.Spec.LeaveFiles, err = b.group.BirthFiles(b.home)
+	enter, leave, err := b.birthFiles()
+	b.Spec.EnterFiles, b.Spec.LeaveFiles = enter, leave
 	return err
 }
 
 // MoveInside lets a process that a runtime made be moved to the container's cgroups, as far as the
 // runtime did not. On a hybrid machine the runtime itself is born in the unified one, which limits
 // nothing, since moving is slow.
-func (b *Birth) MoveInside() {
+func (b *Birth) MoveInside() error {
 	if b.group == nil {
-		return
+		return nil
 	}
 	b.Spec.JoinFiles = b.group.JoinFiles()
 	if b.nest.Version() == 1 {
 		b.Spec.CloneInto = b.group.CloneInto()
 	}
+	if b.home == nil {
+		return nil
+	}
+	_, leave, err := b.birthFiles()
+	b.Spec.LeaveFiles = leave // of the agent's cgroups, that is
+	return err
+}
+
+func (b *Birth) birthFiles() (enter, leave []string, err error) {
+	b.nest.mu.Lock() // home may grow
+	defer b.nest.mu.Unlock()
+	return b.group.BirthFiles(b.home)
 }
 
 // makeRunDir makes the run folder, which must not hold another container.

@@ -27,7 +27,7 @@ func Run(conn int, st *wire.Stage) int {
 		err = hold(conn)
 	}
 	if err == nil {
-		code, err = after(st)
+		code, err = after(conn, st)
 	}
 	if err == errAbandoned {
 		return code
@@ -51,7 +51,7 @@ var errAbandoned = syscall.EPIPE
 
 // hold says that everything before is done and waits for the word to go.
 func hold(conn int) error {
-	if _, err := syscall.Write(conn, []byte{'r'}); err != nil {
+	if _, err := syscall.Write(conn, []byte{wire.StageHolds}); err != nil {
 		return errAbandoned
 	}
 	var b [1]byte
@@ -139,7 +139,7 @@ func raiseLoopback() error {
 //   - the permitted set is kept over the change of identity, then narrowed to what was asked;
 //   - the filter last, so that it need not allow any of this; but without no_new_privs only a
 //     privileged process may load one, so then it comes before.
-func after(st *wire.Stage) (int, error) {
+func after(conn int, st *wire.Stage) (int, error) {
 	if st.CgroupNamespace {
 		if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 			return 1, fail("new cgroup namespace", err)
@@ -185,6 +185,9 @@ func after(st *wire.Stage) (int, error) {
 		return 1, err
 	}
 	resetSignals()
+	if _, err := syscall.Write(conn, []byte{wire.StageExecutes}); err != nil {
+		return 1, errAbandoned
+	}
 	if len(st.Seccomp) > 0 && st.NoNewPrivileges {
 		if err := loadFilter(st.Seccomp); err != nil {
 			return 1, fail("load seccomp filter", err)

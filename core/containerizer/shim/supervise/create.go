@@ -26,7 +26,7 @@ func (s *supervisor) create() error {
 		if err != nil {
 			return fail("make socket pair", "", err)
 		}
-		s.stage = pair[0]
+		s.stage, s.staged = pair[0], len(spec.Runtime.Argv) == 0
 		files = append(files, pair[1])
 		argv, env, path = []string{"mosaic-shim-stage", spec.ID}, goQuiet, "/proc/self/exe"
 	} else if len(argv) > 0 {

@@ -264,7 +264,7 @@ func (s *supervisor) start(w waiter) {
 	case s.stageErr != "":
 		w.conn.send(wire.KindError, w.id, wire.AppendError(nil, 0, s.stageErr))
 		return
-	case s.state.Exited || !s.startable:
+	case s.state.Exited || !s.startable || s.stage < 0 && s.staged && !s.executes:
 		w.conn.send(wire.KindError, w.id, wire.AppendError(nil, int(syscall.ESRCH), "no process"))
 		return
 	case s.stage < 0: // no stage holds it: an OCI runtime does, or it was let go before
@@ -281,33 +281,39 @@ func (s *supervisor) start(w waiter) {
 	}
 }
 
-// readStage takes what the stage says: 'r' when it holds, or an error text, or the end.
+// readStage takes what the stage says: that it holds, that it executes, an error text, or the end.
 func (s *supervisor) readStage() {
-	var b [1024]byte
-	n, err := syscall.Read(s.stage, b[:])
+	var buf [1024]byte
+	n, err := syscall.Read(s.stage, buf[:])
 	if err == syscall.EAGAIN || err == syscall.EINTR {
 		return
 	}
-	if n > 0 && b[0] == 'r' {
-		s.ready = true
-		copy(b[:], b[1:n])
-		if n--; n == 0 {
+	b := buf[:max(n, 0)]
+	for len(b) > 0 && b[0] <= wire.StageExecutes {
+		switch b[0] {
+		case wire.StageHolds:
 			s.created()
-			return
+		case wire.StageExecutes:
+			s.executes = true
 		}
+		b = b[1:]
 	}
-	if n > 0 {
-		s.stageErr = string(b[:n])
-	}
-	if n > 0 {
+	if len(b) > 0 {
+		s.stageErr = string(b)
 		if s.creating != nil && s.runtime == 0 {
-			s.creating.conn.send(wire.KindError, s.creating.id, wire.AppendError(nil, 0, s.stageErr))
-			s.creating = nil
+			s.failText(s.stageErr)
 		}
 		s.starting = answerAll(s.starting, wire.KindError, wire.AppendError(nil, 0, s.stageErr))
+	}
+	if n > 0 {
 		return // the end follows
 	}
 	_ = syscall.Close(s.stage)
 	s.stage = -1
-	s.starting = answerAll(s.starting, wire.KindOK, nil)
+	if s.executes {
+		s.starting = answerAll(s.starting, wire.KindOK, nil)
+		return
+	}
+	const text = "the first process ended before it could execute the command"
+	s.starting = answerAll(s.starting, wire.KindError, wire.AppendError(nil, int(syscall.ESRCH), text))
 }

@@ -44,7 +44,8 @@ type supervisor struct {
 
 	state     wire.State
 	startable bool      // the first process exists and is held
-	ready     bool      // the stage did its work before the hold
+	staged    bool      // a stage holds the first process, until it executes
+	executes  bool      // the stage is about to execute the command
 	creating  *waiter   // who waits for Created
 	starting  []waiter  // who waits for the start
 	ending    []waiter  // who waits for the end

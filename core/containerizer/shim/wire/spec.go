@@ -47,6 +47,13 @@ const (
 // RuntimePath names the program behind RuntimeFD.
 const RuntimePath = "/proc/self/fd/4"
 
+// What a stage says on its socket, one byte each, before any error text. That the socket closes
+// after StageExecutes means that the command is being executed.
+const (
+	StageHolds    = 1
+	StageExecutes = 2
+)
+
 // Append appends the encoding of s.
 func (s *Spec) Append(b []byte) []byte {
 	b = appendString(b, s.ID)
