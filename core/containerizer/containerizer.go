@@ -121,7 +121,9 @@ type Containerizer struct {
 	cfg     Config
 	log     *slog.Logger
 	runDir  string // one folder a container, for its launcher
-	intents string // one file for each container between the first Prepare and its first checkpoint
+	intents *intents
+
+	hostUsers hostUsers
 
 	// life ends at Close; it bounds what goes on between calls (watching, owed cleanups). wg holds those goroutines.
 	life context.Context
@@ -154,14 +156,12 @@ func New(cfg Config) (*Containerizer, error) {
 	}
 	c := &Containerizer{
 		cfg: cfg, log: cfg.Logger,
-		runDir: filepath.Join(cfg.RunDir, "c"), intents: filepath.Join(cfg.RunDir, "intents"),
+		runDir:     filepath.Join(cfg.RunDir, "c"),
 		containers: map[string]*container{},
 	}
 	c.life, c.end = context.WithCancel(context.Background())
-	for _, dir := range []string{c.runDir, c.intents} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("containerizer: make run directory: %w", err)
-		}
+	if err := os.MkdirAll(c.runDir, 0o700); err != nil {
+		return nil, fmt.Errorf("containerizer: make run directory: %w", err)
 	}
 	if err := c.Use(cfg.Isolators); err != nil {
 		return nil, err
@@ -195,7 +195,7 @@ func (c *Containerizer) Close(ctx context.Context) error {
 	}()
 	select {
 	case <-done:
-		return nil
+		return c.intents.close()
 	case <-ctx.Done():
 		return fmt.Errorf("close containerizer: %w", ctx.Err())
 	}

@@ -239,7 +239,9 @@ func (c *Containerizer) owe(ct *container, owed error) {
 		c.log.Error("owed cleanup is not written", "error", err)
 		return
 	}
-	c.dropIntent(ct.id)
+	if err := c.dropIntent(ct.id); err != nil {
+		c.log.Warn("intent of a failed launch stays", "error", err)
+	}
 }
 
 // drop removes what is kept of a container and frees its id.
@@ -253,8 +255,10 @@ func (c *Containerizer) drop(ct *container) error {
 			return fmt.Errorf("drop container %s: %w", ct.id, err)
 		}
 	}
+	if err := c.dropIntent(ct.id); err != nil {
+		return fmt.Errorf("drop container %s: %w", ct.id, err)
+	}
 	ct.deleted = true
-	c.dropIntent(ct.id)
 	c.mu.Lock()
 	delete(c.containers, ct.id)
 	c.mu.Unlock()

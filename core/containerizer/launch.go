@@ -88,7 +88,9 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 		return 0, err
 	}
 	// From here on the command may have run: without its intent a container found CREATED is not launched anew.
-	c.dropIntent(ct.id)
+	if err := c.dropIntent(ct.id); err != nil {
+		return 0, err
+	}
 	if err := start(ctx, handle); err != nil {
 		return 0, fmt.Errorf("launcher(%s): %w", chosen.Name(), err)
 	}

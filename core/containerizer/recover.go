@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"path/filepath"
 	"slices"
 	"sync"
 
@@ -35,11 +36,12 @@ func (c *Containerizer) load() error {
 		}
 		c.containers[cp.GetContainer().GetId()] = fromCheckpoint(cp, true)
 	}
-	intents, err := c.readIntents()
+	opened, intended, err := openIntents(filepath.Join(c.cfg.RunDir, "intents"))
 	if err != nil {
 		return err
 	}
-	for _, cp := range intents {
+	c.intents = opened
+	for _, cp := range intended {
 		id := cp.GetContainer().GetId()
 		switch ct := c.containers[id]; {
 		case ct == nil:

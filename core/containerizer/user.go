@@ -8,9 +8,11 @@ import (
 	"math"
 	"os"
 	"strconv"
+	"sync"
 
 	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
 	"github.com/moby/sys/user"
+	"golang.org/x/sys/unix"
 
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
 )
@@ -39,7 +41,43 @@ func (c *Containerizer) identify(name, rootfs string) (launcher.User, error) {
 			return u, err
 		}
 	}
-	return lookup(name, "/")
+	return c.hostUsers.lookup(name)
+}
+
+// hostUsers remembers users of the host as long as its files stay as they are: each launch asks for one.
+type hostUsers struct {
+	mu    sync.Mutex
+	stamp string                   // guarded by mu
+	known map[string]launcher.User // guarded by mu
+}
+
+// maxHostUsers bounds what is remembered.
+const maxHostUsers = 1000
+
+func (h *hostUsers) lookup(name string) (launcher.User, error) {
+	stamp := fileStamp("/etc/passwd") + fileStamp("/etc/group")
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stamp != stamp || len(h.known) >= maxHostUsers {
+		h.stamp, h.known = stamp, map[string]launcher.User{}
+	}
+	if u, ok := h.known[name]; ok {
+		return u, nil
+	}
+	u, err := lookup(name, "/")
+	if err == nil {
+		h.known[name] = u
+	}
+	return u, err
+}
+
+// fileStamp changes when a file does; that of one that is not there is empty.
+func fileStamp(path string) string {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return ""
+	}
+	return fmt.Sprint(st.Ino, st.Size, st.Mtim, st.Ctim, ";")
 }
 
 // maxAccounts bounds what is read of passwd and group files, which an image may fill with anything.
