@@ -7,6 +7,7 @@ package bundle
 import (
 	"github.com/mosaic-cluster/mosaic/authorizers/acl"
 	"github.com/mosaic-cluster/mosaic/isolators/cgroups"
+	"github.com/mosaic-cluster/mosaic/isolators/linux"
 	"github.com/mosaic-cluster/mosaic/isolators/namespaces"
 	"github.com/mosaic-cluster/mosaic/isolators/rlimits"
 	"github.com/mosaic-cluster/mosaic/sdk/module"
@@ -17,6 +18,7 @@ func Modules() map[string]func() module.Module {
 	return map[string]func() module.Module{
 		"authorizer/acl":      func() module.Module { return acl.New() },
 		"isolator/cgroups":    func() module.Module { return cgroups.New() },
+		"isolator/linux":      func() module.Module { return linux.New() },
 		"isolator/namespaces": func() module.Module { return namespaces.New() },
 		"isolator/rlimits":    func() module.Module { return rlimits.New() },
 	}
