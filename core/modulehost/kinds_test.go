@@ -168,14 +168,15 @@ func TestEstimatesComeAndEndWithTheModule(t *testing.T) {
 		t.Errorf("estimate when the module is lost = %v, want nothing revocable", e)
 	}
 	// Reports while it is down are thrown away, and some time it is back.
-	for back := false; !back; {
+	eventually(t, "estimates come again", func() bool {
 		report(3)
 		select {
 		case e := <-got:
-			back = len(e.GetRevocable()) == 1
+			return len(e.GetRevocable()) == 1
 		case <-time.After(20 * time.Millisecond):
+			return false
 		}
-	}
+	})
 }
 
 func TestMetricsTellOfEachModuleAndItsOwnSeriesCannotSpoilThem(t *testing.T) {

@@ -311,6 +311,13 @@ func (m *module) acquire(ctx context.Context) (*life, error) {
 	}
 }
 
+// current gives the life that takes calls; nil if there is none right now.
+func (m *module) current() *life {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.life
+}
+
 // description gives what the module said of itself last; nil if it never came up and nothing is cached.
 func (m *module) description() *modulev1.DescribeResponse {
 	m.mu.Lock()

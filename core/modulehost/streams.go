@@ -64,7 +64,9 @@ func keepStream[Out, In any](ctx context.Context, m *module, name string, in <-c
 	for ctx.Err() == nil {
 		var l *life
 		var err error
-		discarding(in, func() { l, err = m.acquire(ctx) })
+		if l = m.current(); l == nil {
+			discarding(in, func() { l, err = m.acquire(ctx) })
+		}
 		if err != nil {
 			if ctx.Err() == nil { // the host is closed
 				broken(m.name(name, err))
