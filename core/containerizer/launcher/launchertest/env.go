@@ -5,6 +5,7 @@ package launchertest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -31,19 +32,20 @@ type Env struct {
 	n int
 }
 
-// build compiles the shim once per test process.
-var build = sync.OnceValues(func() (string, error) {
+// build compiles the shim, once per test process, and returns the program.
+var build = sync.OnceValues(func() (program []byte, err error) {
 	dir, err := os.MkdirTemp("", "mosaic-shim-test-")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	bin := filepath.Join(dir, "mosaic-shim")
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin, "github.com/mosaic-cluster/mosaic/core/containerizer/shim/mosaic-shim")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build shim: %w\n%s", err, out)
+		return nil, fmt.Errorf("build shim: %w\n%s", err, out)
 	}
-	return bin, nil
+	return os.ReadFile(bin)
 })
 
 // New makes an environment, and removes it at the end of the test: any process left is an error.
@@ -52,11 +54,7 @@ func New(t testing.TB) *Env {
 	if os.Geteuid() != 0 {
 		t.Skip("containers of other users, cgroups and namespaces need root")
 	}
-	bin, err := build()
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := shim.Open(bin)
+	program, err := build()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,6 +67,14 @@ func New(t testing.TB) *Env {
 		t.Fatal(err)
 	}
 	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	bin := filepath.Join(dir, "mosaic-shim")
+	if err := os.WriteFile(bin, program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b, err := shim.Open(bin)
+	if err != nil {
 		t.Fatal(err)
 	}
 	e := &Env{

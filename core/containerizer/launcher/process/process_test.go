@@ -91,9 +91,6 @@ func bePlainUser(path, dir string) error {
 
 func TestPlainUserLaunchesWithoutCgroups(t *testing.T) {
 	e := launchertest.New(t)
-	if err := os.Chmod(filepath.Dir(e.Shim.Path()), 0o755); err != nil {
-		t.Fatal(err)
-	}
 	dir := filepath.Join(e.Dir, "plain")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
