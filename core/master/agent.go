@@ -48,6 +48,7 @@ type agent struct {
 type recoveredAgent struct {
 	record  registry.Agent
 	leaving bool
+	slot    int // in the view
 }
 
 type executorKey struct{ framework, executor string }
@@ -152,8 +153,7 @@ func (s *state) hello(c *agentConn, h *clusterv1.Hello, now time.Time) {
 		record = s.unreachable[id].Agent
 	}
 	if r != nil && record.Info.EqualVT(info) {
-		delete(s.recovered, id)
-		s.showRecovered()
+		s.forgetRecovered(id)
 		s.register(c, h, record, false, now)
 		return
 	}
@@ -165,9 +165,8 @@ func (s *state) hello(c *agentConn, h *clusterv1.Hello, now time.Time) {
 			return
 		}
 		_, wasUnreachable := s.unreachable[id]
-		delete(s.unreachable, id)
-		delete(s.recovered, id)
-		s.showRecovered()
+		s.forgetUnreachable(id)
+		s.forgetRecovered(id)
 		s.register(c, h, record, wasUnreachable, now)
 	})
 }
@@ -561,9 +560,8 @@ func (s *state) removeAgent(a *agent, r removal, now time.Time) {
 	}
 	s.views.agents.remove(a.slot)
 	if !r.unreachable.IsZero() {
-		s.unreachable[a.id] = registry.Departure{Since: r.unreachable, Agent: a.record}
+		s.addUnreachable(a.id, registry.Departure{Since: r.unreachable, Agent: a.record})
 	}
-	s.showRecovered()
 	r.metric.Add(1)
 	s.metrics.removals.Add(1)
 	s.emitAgentRemoved(a.info.Id)

@@ -47,7 +47,7 @@ func (m *Master) Legacy(_ context.Context, _, endpoint string, query url.Values)
 
 func (v *view) appendRecovered(b []byte) []byte {
 	return list(b, "recovered_slaves", func(b []byte) []byte {
-		for _, a := range v.recovered {
+		for a := range v.recovered.all() {
 			b = append(b, '{')
 			b = text(b, "id", a.GetId().GetValue())
 			b = text(b, "hostname", a.GetHostname())

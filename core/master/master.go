@@ -139,6 +139,8 @@ const (
 	roundLimit = 512
 	// leaderTimeout bounds the question where the leader is.
 	leaderTimeout = time.Second
+	// approveTimeout bounds one question to the approvers; no answer is a no.
+	approveTimeout = 10 * time.Second
 	// freedDelay is how long resources that ended tasks gave back wait for more of their kind, so that
 	// a burst of ends becomes one offer and not one per task.
 	freedDelay = 50 * time.Millisecond
@@ -433,6 +435,8 @@ func (m *Master) approve(ctx context.Context, principal, action string, object .
 	if m.deps.Approvers == nil {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, approveTimeout)
+	defer cancel()
 	if err := m.deps.Approvers.Approve(ctx, principal, action, object...); err != nil {
 		return fmt.Errorf("principal %q may not %s %s: %w", principal, action, strings.Join(object, " "), err)
 	}

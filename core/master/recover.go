@@ -145,10 +145,10 @@ func (m *Master) doPersisted(ctx context.Context, changes []change, then func(no
 // up when they do not come in time.
 func (s *state) recover(now time.Time, snapshot *registry.Snapshot) {
 	for id, a := range snapshot.Agents {
-		s.recovered[id] = &recoveredAgent{record: a}
+		s.recovered[id] = &recoveredAgent{record: a, slot: s.views.recovered.add(a.Info)}
 	}
 	for id, d := range snapshot.Unreachable {
-		s.unreachable[id] = d
+		s.addUnreachable(id, d)
 	}
 	for id, d := range snapshot.Gone {
 		s.gone[id] = d.Since
@@ -164,14 +164,32 @@ func (s *state) recover(now time.Time, snapshot *registry.Snapshot) {
 	}
 	s.weights, s.views.weights = weights, weights
 	s.metrics.started = now
-	s.views.elected = now
+	s.views.elected, s.views.changed = now, true
 	s.allocateAt = now
-	s.showRecovered()
 	s.persist([]change{registry.PutMaster(s.info)}, func(time.Time) {})
 	s.timers.set(now.Add(pruneInterval), s.prune)
 	if len(s.recovered) > 0 {
 		s.timers.set(now.Add(s.cfg.AgentReregisterTimeout), s.giveUpRecovered)
 	}
+}
+
+// forgetRecovered notes that an agent is no longer expected back, if it was.
+func (s *state) forgetRecovered(id string) {
+	if r := s.recovered[id]; r != nil {
+		s.views.recovered.remove(r.slot)
+		delete(s.recovered, id)
+	}
+}
+
+// addUnreachable and forgetUnreachable keep the number in the view right.
+func (s *state) addUnreachable(id string, d registry.Departure) {
+	s.unreachable[id] = d
+	s.views.away, s.views.changed = len(s.unreachable), true
+}
+
+func (s *state) forgetUnreachable(id string) {
+	delete(s.unreachable, id)
+	s.views.away, s.views.changed = len(s.unreachable), true
 }
 
 // giveUpRecovered makes agents unreachable that did not return to this master. Their tasks are not known
@@ -184,10 +202,9 @@ func (s *state) giveUpRecovered(now time.Time) {
 			if s.recovered[id] != r {
 				return
 			}
-			delete(s.recovered, id)
-			s.unreachable[id] = registry.Departure{Since: now, Agent: r.record}
+			s.forgetRecovered(id)
+			s.addUnreachable(id, registry.Departure{Since: now, Agent: r.record})
 			s.metrics.recoveryRemovals.Add(1)
-			s.showRecovered()
 			s.emitAgentRemoved(&mesosv1.AgentID{Value: &id})
 			s.log.Warn("agent did not return", "agent", id, "timeout", s.cfg.AgentReregisterTimeout)
 		})
@@ -207,8 +224,7 @@ func (s *state) prune(now time.Time) {
 		}
 		s.persist([]change{registry.RemoveUnreachable(id)}, func(time.Time) {
 			if s.unreachable[id].Since.Equal(d.Since) {
-				delete(s.unreachable, id)
-				s.showRecovered()
+				s.forgetUnreachable(id)
 			}
 		})
 	}

@@ -1,7 +1,6 @@
 package master
 
 import (
-	"cmp"
 	"slices"
 	"sync"
 	"time"
@@ -85,9 +84,9 @@ type viewBuilder struct {
 	offers     table[offerEntry]
 	frameworks table[frameworkEntry]
 	agents     table[agentEntry]
-	recovered  []*mesosv1.AgentInfo // replaced, never changed
-	away       int                  // agents that are unreachable
-	weights    map[string]float64   // replaced, never changed
+	recovered  table[mesosv1.AgentInfo]
+	away       int                // agents that are unreachable
+	weights    map[string]float64 // replaced, never changed
 	elected    time.Time
 
 	changed bool  // something outside the tables changed since last
@@ -102,7 +101,7 @@ func newViewBuilder(cfg *Config, info *mesosv1.MasterInfo, m *metrics) *viewBuil
 // nothing did.
 func (b *viewBuilder) publish() *view {
 	if b.last != nil && !b.changed && !b.tasks.fresh && !b.executors.fresh && !b.offers.fresh &&
-		!b.frameworks.fresh && !b.agents.fresh {
+		!b.frameworks.fresh && !b.agents.fresh && !b.recovered.fresh {
 		return b.last
 	}
 	b.changed = false
@@ -115,7 +114,7 @@ func (b *viewBuilder) publish() *view {
 		offers:     b.offers.snapshot(),
 		frameworks: b.frameworks.snapshot(),
 		agents:     b.agents.snapshot(),
-		recovered:  b.recovered,
+		recovered:  b.recovered.snapshot(),
 		away:       b.away,
 		weights:    b.weights,
 		elected:    b.elected,
@@ -134,7 +133,7 @@ type view struct {
 	offers     snapshot[offerEntry]
 	frameworks snapshot[frameworkEntry]
 	agents     snapshot[agentEntry]
-	recovered  []*mesosv1.AgentInfo
+	recovered  snapshot[mesosv1.AgentInfo]
 	away       int
 	weights    map[string]float64
 	elected    time.Time
@@ -265,20 +264,6 @@ func (s *state) showAgent(a *agent) {
 	s.views.agents.set(a.slot, e)
 }
 
-// showRecovered shows the agents that have yet to return, and how many are unreachable.
-func (s *state) showRecovered() {
-	list := make([]*mesosv1.AgentInfo, 0, len(s.recovered))
-	for _, r := range s.recovered {
-		list = append(list, r.record.Info)
-	}
-	slices.SortFunc(list, func(a, b *mesosv1.AgentInfo) int {
-		return cmp.Compare(a.GetId().GetValue(), b.GetId().GetValue())
-	})
-	s.views.recovered = list
-	s.views.away = len(s.unreachable)
-	s.views.changed = true
-}
-
 // getTasks is the body of GET_TASKS.
 func (v *view) getTasks() *masterv1.Response_GetTasks {
 	out := &masterv1.Response_GetTasks{}
@@ -341,7 +326,10 @@ func (f *frameworkEntry) message(u *usage) *masterv1.Response_GetFrameworks_Fram
 
 // getAgents is the body of GET_AGENTS.
 func (v *view) getAgents() *masterv1.Response_GetAgents {
-	out := &masterv1.Response_GetAgents{RecoveredAgents: v.recovered}
+	out := &masterv1.Response_GetAgents{}
+	for info := range v.recovered.all() {
+		out.RecoveredAgents = append(out.RecoveredAgents, info)
+	}
 	t := v.tally()
 	for a := range v.agents.all() {
 		out.Agents = append(out.Agents, a.message(usageOf(t.agents, a.id)))
