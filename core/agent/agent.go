@@ -313,8 +313,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 	case <-a.failed:
-		cancel()
+	case <-a.store.failed:
+		// Perhaps a write of the containerizer's, which has no say in whether we go on.
+		a.mu.Lock()
+		a.fail(fmt.Errorf("checkpoint: %w", a.store.failure()))
+		a.mu.Unlock()
 	}
+	cancel()
 	loops.Wait()
 	a.finishLaunches()
 

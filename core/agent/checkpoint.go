@@ -53,6 +53,7 @@ type Store struct {
 	err    error // first failed write, or ErrStoreClosed
 	wake   chan struct{}
 	ended  chan struct{}
+	failed chan struct{} // closed when err is set by a write
 	closed bool
 
 	// beforeCommit is called before each transaction with its number, from 1 on; an error fails it. Set
@@ -101,7 +102,7 @@ func OpenStore(path string) (*Store, error) {
 		db.Close()
 		return nil, fmt.Errorf("open checkpoints %s: %w", path, err)
 	}
-	s := &Store{db: db, wake: make(chan struct{}, 1), ended: make(chan struct{})}
+	s := &Store{db: db, wake: make(chan struct{}, 1), ended: make(chan struct{}), failed: make(chan struct{})}
 	go s.run()
 	return s, nil
 }
@@ -147,6 +148,13 @@ func (s *Store) put(ctx context.Context, ops []op) error {
 	}
 }
 
+// failure returns the first error of a write.
+func (s *Store) failure() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
 func (s *Store) signal() {
 	select {
 	case s.wake <- struct{}{}:
@@ -173,6 +181,7 @@ func (s *Store) run() {
 				s.mu.Lock()
 				s.err = err
 				s.mu.Unlock()
+				close(s.failed)
 			}
 		}
 		for _, w := range batch {
