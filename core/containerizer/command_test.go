@@ -158,9 +158,15 @@ func TestEveryFieldSetTwiceIsAConflict(t *testing.T) {
 func TestWhatNobodyTakesCareOfIsNotIgnored(t *testing.T) {
 	mesos := mesosv1.ContainerInfo_MESOS.Enum()
 	for want, info := range map[string]*mesosv1.ContainerInfo{
-		"volume at /data: no isolator": {Type: mesos, Volumes: []*mesosv1.Volume{{ContainerPath: new("/data"), Mode: mesosv1.Volume_RW.Enum()}}},
-		`network "blue": no isolator`:  {Type: mesos, NetworkInfos: []*mesosv1.NetworkInfo{{Name: new("blue")}}},
-		"type DOCKER":                  {Type: mesosv1.ContainerInfo_DOCKER.Enum()},
+		"volume at /data: no isolator":   {Type: mesos, Volumes: []*mesosv1.Volume{{ContainerPath: new("/data"), Mode: mesosv1.Volume_RW.Enum()}}},
+		`network "blue": no isolator`:    {Type: mesos, NetworkInfos: []*mesosv1.NetworkInfo{{Name: new("blue")}}},
+		"capabilities: no isolator":      {Type: mesos, LinuxInfo: &mesosv1.LinuxInfo{BoundingCapabilities: &mesosv1.CapabilityInfo{}}},
+		"a seccomp profile: no isolator": {Type: mesos, LinuxInfo: &mesosv1.LinuxInfo{Seccomp: &mesosv1.SeccompInfo{ProfileName: new("strict")}}},
+		"ipc namespace: no isolator":     {Type: mesos, LinuxInfo: &mesosv1.LinuxInfo{IpcMode: mesosv1.LinuxInfo_PRIVATE.Enum()}},
+		"resource limits: no isolator":   {Type: mesos, RlimitInfo: &mesosv1.RLimitInfo{Rlimits: []*mesosv1.RLimitInfo_RLimit{{}}}},
+		"a hostname: no isolator":        {Type: mesos, Hostname: new("x")},
+		"asks for a terminal":            {Type: mesos, TtyInfo: &mesosv1.TTYInfo{}},
+		"type DOCKER":                    {Type: mesosv1.ContainerInfo_DOCKER.Enum()},
 		"it pulls nothing from registries": {Type: mesos, Mesos: &mesosv1.ContainerInfo_MesosInfo{Image: &mesosv1.Image{
 			Type: mesosv1.Image_DOCKER.Enum(), Docker: &mesosv1.Image_Docker{Name: new("alpine")}}}},
 		"image of type APPC": {Type: mesos, Mesos: &mesosv1.ContainerInfo_MesosInfo{Image: &mesosv1.Image{

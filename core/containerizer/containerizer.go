@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -133,6 +134,7 @@ type Containerizer struct {
 	mu          sync.Mutex
 	composition *composition          // guarded by mu; replaced as a whole
 	containers  map[string]*container // guarded by mu
+	skips       map[string]int        // guarded by mu; launches that went on without an optional isolator
 }
 
 // New reads the store, so that Records can answer at once, and touches no container. An order of isolators that
@@ -157,7 +159,7 @@ func New(cfg Config) (*Containerizer, error) {
 	c := &Containerizer{
 		cfg: cfg, log: cfg.Logger,
 		runDir:     filepath.Join(cfg.RunDir, "c"),
-		containers: map[string]*container{},
+		containers: map[string]*container{}, skips: map[string]int{},
 	}
 	c.life, c.end = context.WithCancel(context.Background())
 	if err := os.MkdirAll(c.runDir, 0o700); err != nil {
@@ -185,7 +187,7 @@ func (c *Containerizer) Use(isolators []Isolator) error {
 }
 
 // Close stops watching and returns when no goroutine of the containerizer is left. Containers go on; what is owed is
-// taken up again by the next Recover.
+// taken up again by the next Recover. It comes last: after the return of every other call.
 func (c *Containerizer) Close(ctx context.Context) error {
 	c.end()
 	done := make(chan struct{})
@@ -368,6 +370,13 @@ func (c *Containerizer) childrenOf(id string) []string {
 		ct.mu.Unlock()
 	}
 	return children
+}
+
+// Skipped says how many launches went on without each optional isolator, since New.
+func (c *Containerizer) Skipped() map[string]int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.skips)
 }
 
 // Owed says how many cleanups of each module are outstanding: containers that ended, or failed to start, and whose

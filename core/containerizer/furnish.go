@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 
@@ -204,23 +203,3 @@ func addOwnMounts(spec *containerv1.Container, merged *containerv1.Spec) error {
 
 // agentOwner is the owner of settings that the agent made itself. No module can have this name.
 const agentOwner = "(agent)"
-
-// unmet says what was asked for that no isolator of this agent takes care of. Running without it would be running
-// without isolation, or without data.
-func unmet(spec *containerv1.Container, merged *containerv1.Spec) error {
-	for _, v := range spec.GetContainerInfo().GetVolumes() {
-		where := v.GetContainerPath()
-		if !path.IsAbs(where) {
-			where = path.Join(spec.GetSandboxInContainer(), where)
-		}
-		if merged.Owners["mounts."+path.Clean(where)] == "" {
-			return fmt.Errorf("volume at %s: no isolator of this agent mounts it", v.GetContainerPath())
-		}
-	}
-	for _, n := range spec.GetContainerInfo().GetNetworkInfos() {
-		if n.GetName() != "" && merged.Owners["namespaces."+containerv1.Namespace_NETWORK.String()] == "" {
-			return fmt.Errorf("network %q: no isolator of this agent joins it", n.GetName())
-		}
-	}
-	return nil
-}

@@ -109,10 +109,14 @@ func (c *Containerizer) unlessOptional(ct *container, i Isolator, err error) err
 	case codes.InvalidArgument, codes.PermissionDenied, codes.Canceled:
 		return err
 	}
-	if errors.Is(err, context.Canceled) {
+	var refused *refusal
+	if errors.Is(err, context.Canceled) || errors.As(err, &refused) {
 		return err
 	}
 	c.log.Warn("container runs without an optional isolator", "container", ct.id, "isolator", i.Name(), "error", err)
+	c.mu.Lock()
+	c.skips[i.Name()]++
+	c.mu.Unlock()
 	ct.mu.Lock()
 	defer ct.mu.Unlock()
 	if ct.skipped == nil {
@@ -122,10 +126,20 @@ func (c *Containerizer) unlessOptional(ct *container, i Isolator, err error) err
 	return nil
 }
 
+// A refusal is a validator's no.
+type refusal struct{ err error }
+
+func (r *refusal) Error() string { return r.err.Error() }
+func (r *refusal) Unwrap() error { return r.err }
+
 // validate shows the merged settings to those that want to judge them.
 func (c *Containerizer) validate(ctx context.Context, ct *container, list []Isolator, spec *containerv1.Spec) error {
 	return c.each(ctx, ct, list, "validate", func(ctx context.Context, i Isolator) error {
 		_, err := i.Validate(ctx, &isolatorv1.ValidateRequest{Container: ct.spec, Spec: spec})
+		if status.Code(err) == codes.FailedPrecondition {
+			// By contract one of the two ways to refuse; an optional isolator's refusal counts, too.
+			return &refusal{err}
+		}
 		return err
 	})
 }

@@ -240,6 +240,9 @@ func TestOptionalIsolatorThatIsDownDoesNotStopALaunch(t *testing.T) {
 	if _, err := c.Launch(t.Context(), testContainer(t, "c1")); err != nil {
 		t.Fatalf("Launch: got %v, want it to go on without isolator(down)", err)
 	}
+	if got := c.Skipped()["down"]; got != 1 {
+		t.Errorf("Skipped: got %d, want 1", got)
+	}
 	if slices.Contains(m.history(), "isolate down c1") {
 		t.Error("isolator(down) was asked to isolate what it never prepared")
 	}
@@ -253,6 +256,13 @@ func TestOptionalIsolatorThatIsDownDoesNotStopALaunch(t *testing.T) {
 	}
 	if _, err := c.Launch(t.Context(), testContainer(t, "c2")); err == nil {
 		t.Error("Launch: got no error, want the refusal of a module that is there")
+	}
+	down.onPrepare, down.calls = nil, []string{"validate"}
+	down.onValidate = func(*isolatorv1.ValidateRequest) error {
+		return status.Error(codes.FailedPrecondition, "isolator(down): not on this machine")
+	}
+	if _, err := c.Launch(t.Context(), testContainer(t, "c3")); err == nil {
+		t.Error("Launch: got no error, want the refusal of a validator")
 	}
 }
 
