@@ -10,16 +10,20 @@ import (
 	"github.com/mosaic-cluster/mosaic/isolators/linux"
 	"github.com/mosaic-cluster/mosaic/isolators/namespaces"
 	"github.com/mosaic-cluster/mosaic/isolators/rlimits"
+	"github.com/mosaic-cluster/mosaic/modules/qoscontrollers/load"
+	"github.com/mosaic-cluster/mosaic/modules/resourceestimators/fixed"
 	"github.com/mosaic-cluster/mosaic/sdk/module"
 )
 
 // Modules returns the constructors by "kind/name".
 func Modules() map[string]func() module.Module {
 	return map[string]func() module.Module{
-		"authorizer/acl":      func() module.Module { return acl.New() },
-		"isolator/cgroups":    func() module.Module { return cgroups.New() },
-		"isolator/linux":      func() module.Module { return linux.New() },
-		"isolator/namespaces": func() module.Module { return namespaces.New() },
-		"isolator/rlimits":    func() module.Module { return rlimits.New() },
+		"authorizer/acl":           func() module.Module { return acl.New() },
+		"isolator/cgroups":         func() module.Module { return cgroups.New() },
+		"isolator/linux":           func() module.Module { return linux.New() },
+		"isolator/namespaces":      func() module.Module { return namespaces.New() },
+		"isolator/rlimits":         func() module.Module { return rlimits.New() },
+		"qos_controller/load":      func() module.Module { return load.New() },
+		"resource_estimator/fixed": func() module.Module { return fixed.New() },
 	}
 }
