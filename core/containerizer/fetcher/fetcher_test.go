@@ -503,13 +503,20 @@ func TestDownloadsEnd(t *testing.T) {
 	}))
 	defer s.Close()
 	defer close(hang)
-	f := newFetcher(t, func(c *Config) { c.StallTimeout, c.MaxSize = 100*time.Millisecond, 1<<20 })
-	for name, want := range map[string]string{"stall": "nothing came for 100ms", "endless": "larger than the fetcher's limit", "bomb.gz": "larger than the fetcher's limit"} {
+	for name, x := range map[string]struct {
+		stall time.Duration
+		want  string
+	}{
+		"stall":   {100 * time.Millisecond, "nothing came for 100ms"},
+		"endless": {time.Minute, "larger than the fetcher's limit"},
+		"bomb.gz": {time.Minute, "larger than the fetcher's limit"},
+	} {
+		f := newFetcher(t, func(c *Config) { c.StallTimeout, c.MaxSize = x.stall, 1<<20 })
 		for _, change := range []func(*mesosv1.CommandInfo_URI){cached, func(*mesosv1.CommandInfo_URI) {}} {
 			sandbox := t.TempDir()
 			err := f.Fetch(t.Context(), Request{URIs: []*mesosv1.CommandInfo_URI{uri(s.URL+"/"+name, change)}, Sandbox: sandbox})
-			if err == nil || !strings.Contains(err.Error(), want) {
-				t.Errorf("Fetch(%s): got %v, want %s", name, err, want)
+			if err == nil || !strings.Contains(err.Error(), x.want) {
+				t.Errorf("Fetch(%s): got %v, want %s", name, err, x.want)
 			}
 			if _, err := os.Stat(filepath.Join(sandbox, name)); name != "bomb.gz" && !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("%s: got %v, want no half file", name, err)
