@@ -1,10 +1,12 @@
 package modulehost
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -234,7 +236,7 @@ func TestWhatAModulePrintsIsLoggedAndDoesNotDisturb(t *testing.T) {
 	})
 }
 
-func TestModulesDieWithTheirHost(t *testing.T) {
+func TestAModuleHasASessionOfItsOwnAndGainsNoPrivileges(t *testing.T) {
 	h := startHost(t, Options{}, testConfig("good"))
 	pid := h.Status()[0].PID
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
@@ -247,6 +249,43 @@ func TestModulesDieWithTheirHost(t *testing.T) {
 	if sid, err := getsid(pid); err != nil || sid != pid {
 		t.Errorf("process %d is in session %d (%v), want its own", pid, sid, err)
 	}
+}
+
+func TestModulesDieWithTheirHost(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "mosaic-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	host := exec.Command(exe)
+	host.Env = append(os.Environ(), hostKey+"="+dir)
+	out, err := host.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := host.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil {
+		t.Fatalf("the host says %q, want the number of its module's process", line)
+	}
+	if !running(pid) {
+		t.Fatalf("module %d does not run", pid)
+	}
+	if err := host.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = host.Wait() // killed, as it should be
+	eventually(t, "the module is dead", func() bool { return !running(pid) })
 }
 
 func getsid(pid int) (int, error) {

@@ -12,8 +12,13 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	authenticatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/authenticator/v1"
 	authorizerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/authorizer/v1"
+	containerloggerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/containerlogger/v1"
+	hookv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/hook/v1"
 	resourceestimatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/resourceestimator/v1"
+	secretresolverv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/secretresolver/v1"
 )
 
 func startAuthorizer(t *testing.T) *Authorizer {
@@ -235,5 +240,81 @@ func TestMetricsTellOfEachModuleAndItsOwnSeriesCannotSpoilThem(t *testing.T) {
 	}
 	if count != maxSeries {
 		t.Errorf("the module has %d series of its own, want %d", count, maxSeries)
+	}
+}
+
+func startKind(t *testing.T, how, kind string) *Host {
+	t.Helper()
+	c := testConfig(how)
+	c.Kind = kind
+	return startHost(t, Options{}, c)
+}
+
+// outcome gives an error with its code, or what came.
+func outcome(got any, err error) string {
+	if err != nil {
+		return status.Code(err).String() + " " + err.Error()
+	}
+	return fmt.Sprint(got)
+}
+
+func TestAnAuthenticatorGivesAPrincipalOrAnError(t *testing.T) {
+	a := startKind(t, "authenticator", KindAuthenticator).Authenticator()
+	for header, want := range map[string]string{
+		"alice":  "alice",
+		"nobody": "Internal authenticator(test): Authenticate: answer is not valid: a principal without value and claims",
+		"":       "Internal authenticator(test): Authenticate: answer is not valid: no result",
+	} {
+		r, err := a.Authenticate(t.Context(), &authenticatorv1.AuthenticateRequest{Headers: map[string]string{"Authorization": header}})
+		if got := outcome(r.GetPrincipal().GetValue(), err); got != want {
+			t.Errorf("Authenticate(%q) = %s, want %s", header, got, want)
+		}
+	}
+}
+
+func TestSecretsAreBounded(t *testing.T) {
+	s := startKind(t, "secrets", KindSecretResolver).SecretResolver()
+	for principal, want := range map[string]string{
+		"alice":   "s3cret",
+		"mallory": "PermissionDenied secret_resolver(test): Resolve: not yours",
+		"big":     "Internal secret_resolver(test): Resolve: answer is not valid: secret of 1048577 bytes, want at most 1048576",
+	} {
+		r, err := s.Resolve(t.Context(), &secretresolverv1.ResolveRequest{Secret: &mesosv1.Secret{}, Principal: principal})
+		if got := outcome(string(r.GetData()), err); got != want {
+			t.Errorf("Resolve for %s = %s, want %s", principal, got, want)
+		}
+	}
+}
+
+func TestSinksOfALoggerAreChecked(t *testing.T) {
+	l := startKind(t, "logger", KindContainerLogger).ContainerLogger()
+	for id, want := range map[string]string{
+		"c":         "/var/log/task",
+		"relative":  `Internal container_logger(test): Logger: answer is not valid: sink "log", want an absolute path`,
+		"no-helper": `Internal container_logger(test): Logger: answer is not valid: sink is the helper "ghost", which is not among its helpers`,
+	} {
+		r, err := l.Prepare(t.Context(), &containerloggerv1.PrepareRequest{Container: prepareRequest(id).GetContainer()})
+		if got := outcome(r.GetStdout().GetPath(), err); got != want {
+			t.Errorf("Prepare(%s) = %s, want %s", id, got, want)
+		}
+	}
+}
+
+func TestHooksDecorateAndAreChecked(t *testing.T) {
+	h := startKind(t, "hook", KindHook).Hooks()[0]
+	if h.Name() != "test" || !h.Wants("decorate_environment") || h.Wants("notify") {
+		t.Errorf("hook %s wants decorate_environment=%v notify=%v", h.Name(), h.Wants("decorate_environment"), h.Wants("notify"))
+	}
+	for id, want := range map[string]string{
+		"c":     "map[ADDED:1]",
+		"wrong": `Internal hook(test): DecorateEnvironment: answer is not valid: environment: "A=B" is no name of a variable`,
+	} {
+		r, err := h.DecorateEnvironment(t.Context(), &hookv1.DecorateEnvironmentRequest{Container: prepareRequest(id).GetContainer()})
+		if got := outcome(r.GetEnvironment(), err); got != want {
+			t.Errorf("DecorateEnvironment(%s) = %s, want %s", id, got, want)
+		}
+	}
+	if err := h.Notify(t.Context(), &hookv1.NotifyRequest{Event: "fetched"}); status.Code(err) != codes.Unimplemented {
+		t.Errorf("Notify on a hook without it = %v, want UNIMPLEMENTED", err)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -357,5 +359,52 @@ func TestCloseLeavesNothingBehind(t *testing.T) {
 		if _, err := h.Isolators()[0].Prepare(t.Context(), prepareRequest("c")); status.Code(err) != codes.Unavailable {
 			t.Errorf("Prepare after Close = %v, want UNAVAILABLE at once", err)
 		}
+	}
+}
+
+func TestASilentModuleCountsAsDegradedByTheTimerAndIsForgivenWhenItBeats(t *testing.T) {
+	now := time.Now()
+	l := &life{}
+	m := &module{state: StateUp, life: l, heartbeat: now, changed: make(chan struct{})}
+	m.checkHeartbeat(l, now.Add(heartbeatGrace))
+	if m.state != StateUp {
+		t.Errorf("state after %s of silence = %s, want up", heartbeatGrace, m.state)
+	}
+	m.checkHeartbeat(l, now.Add(heartbeatGrace+time.Second))
+	if m.state != StateDegraded || m.reason != silentReason {
+		t.Errorf("state after more = %s: %s, want degraded", m.state, m.reason)
+	}
+	m.beat(now.Add(heartbeatGrace + 2*time.Second))
+	m.checkHeartbeat(l, now.Add(heartbeatGrace+3*time.Second))
+	if m.state != StateUp {
+		t.Errorf("state after a beat = %s, want up", m.state)
+	}
+	m.beat(time.Time{}) // owes none
+	m.checkHeartbeat(l, now.Add(time.Hour))
+	if m.state != StateUp {
+		t.Errorf("state of a module without Watch = %s, want up", m.state)
+	}
+}
+
+// The files of a version 2 hierarchy, as far as a plain folder can stand for them.
+func TestOnCgroupVersion2TheLimitsAndTheKillAreFiles(t *testing.T) {
+	c := &cgroups{unified: t.TempDir()}
+	g, err := c.make("isolator.test", 64<<20, 0)
+	if err != nil || !g.exists() {
+		t.Fatalf("make: %v", err)
+	}
+	folder := filepath.Join(c.unified, "isolator.test")
+	for file, want := range map[string]string{"memory.max": "67108864", "pids.max": "max", "cgroup.kill": "1"} {
+		data, err := os.ReadFile(filepath.Join(folder, file))
+		if err != nil || string(data) != want {
+			t.Errorf("%s = %q, %v, want %q", file, data, err, want)
+		}
+	}
+	// A process that does not die, here our own by another name, ends in an error and not in a loop.
+	if err := os.WriteFile(filepath.Join(folder, "cgroup.procs"), []byte("0\n"+fmt.Sprint(os.Getpid())+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if pids, err := members(folder); err != nil || len(pids) != 0 {
+		t.Errorf("members = %v, %v, want neither 0 nor ourselves", pids, err)
 	}
 }

@@ -29,11 +29,15 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	authenticatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/authenticator/v1"
 	authorizerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/authorizer/v1"
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
+	containerloggerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/containerlogger/v1"
+	hookv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/hook/v1"
 	isolatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/isolator/v1"
 	modulev1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/module/v1"
 	resourceestimatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/resourceestimator/v1"
+	secretresolverv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/secretresolver/v1"
 )
 
 // The test executable is every module of the tests: started with the cookie of the handshake it behaves as its first
@@ -43,7 +47,24 @@ func TestMain(m *testing.M) {
 		beModule(os.Args[1])
 		os.Exit(0)
 	}
+	if os.Getenv(hostKey) != "" {
+		beHost()
+	}
 	os.Exit(m.Run())
+}
+
+// hostKey in the environment makes the test executable a host, to be killed.
+const hostKey = "MOSAIC_TEST_HOST"
+
+// beHost starts a module, tells its process, and waits to be killed.
+func beHost() {
+	h, err := Start(context.Background(), Options{RunDir: os.Getenv(hostKey)}, []ModuleConfig{testConfig("ignores the end of its input")})
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println(h.Status()[0].PID)
+	select {}
 }
 
 func beModule(how string) {
@@ -144,6 +165,14 @@ func (s *served) GRPCServer(_ *plugin.GRPCBroker, server *grpc.Server) error {
 		authorizerv1.RegisterAuthorizerServer(server, testAuthorizer{m: m})
 	case "estimator":
 		resourceestimatorv1.RegisterResourceEstimatorServer(server, testEstimator{})
+	case "authenticator":
+		authenticatorv1.RegisterAuthenticatorServer(server, testAuthenticator{})
+	case "secrets":
+		secretresolverv1.RegisterSecretResolverServer(server, testSecrets{})
+	case "logger":
+		containerloggerv1.RegisterContainerLoggerServer(server, testLogger{})
+	case "hook":
+		hookv1.RegisterHookServer(server, testHook{})
 	case "v2":
 		registerIsolatorV2(server, m)
 	case "v1 and v2":
@@ -202,6 +231,14 @@ func (m *testModule) Describe(ctx context.Context, r *modulev1.DescribeRequest) 
 		d.Kind, d.Services = KindAuthorizer, []string{"mosaic.authorizer.v1.Authorizer"}
 	case "estimator":
 		d.Kind, d.Services = KindResourceEstimator, []string{"mosaic.resourceestimator.v1.ResourceEstimator"}
+	case "authenticator":
+		d.Kind, d.Services = KindAuthenticator, []string{"mosaic.authenticator.v1.Authenticator"}
+	case "secrets":
+		d.Kind, d.Services = KindSecretResolver, []string{"mosaic.secretresolver.v1.SecretResolver"}
+	case "logger":
+		d.Kind, d.Services = KindContainerLogger, []string{"mosaic.containerlogger.v1.ContainerLogger"}
+	case "hook":
+		d.Kind, d.Services, d.Calls = KindHook, []string{"mosaic.hook.v1.Hook"}, []string{"decorate_environment"}
 	case "forks":
 		fork()
 	case "ignores the end of its input":
@@ -540,4 +577,62 @@ func (testEstimator) Estimate(s grpc.BidiStreamingServer[resourceestimatorv1.Usa
 			return err
 		}
 	}
+}
+
+// The last kinds, each with a right answer and a wrong one.
+
+type testAuthenticator struct {
+	authenticatorv1.UnimplementedAuthenticatorServer
+}
+
+func (testAuthenticator) Authenticate(_ context.Context, r *authenticatorv1.AuthenticateRequest) (*authenticatorv1.AuthenticateResponse, error) {
+	out := &authenticatorv1.AuthenticateResponse{}
+	switch r.GetHeaders()["Authorization"] {
+	case "alice":
+		out.Result = &authenticatorv1.AuthenticateResponse_Principal{Principal: &authenticatorv1.Principal{Value: proto.String("alice")}}
+	case "nobody":
+		out.Result = &authenticatorv1.AuthenticateResponse_Principal{Principal: &authenticatorv1.Principal{}}
+	}
+	return out, nil
+}
+
+type testSecrets struct {
+	secretresolverv1.UnimplementedSecretResolverServer
+}
+
+func (testSecrets) Resolve(_ context.Context, r *secretresolverv1.ResolveRequest) (*secretresolverv1.ResolveResponse, error) {
+	switch r.GetPrincipal() {
+	case "mallory":
+		return nil, status.Error(codes.PermissionDenied, "not yours")
+	case "big":
+		return &secretresolverv1.ResolveResponse{Data: make([]byte, maxSecret+1)}, nil
+	}
+	return &secretresolverv1.ResolveResponse{Data: []byte("s3cret")}, nil
+}
+
+type testLogger struct {
+	containerloggerv1.UnimplementedContainerLoggerServer
+}
+
+func (testLogger) Prepare(_ context.Context, r *containerloggerv1.PrepareRequest) (*containerloggerv1.PrepareResponse, error) {
+	path := func(p string) *containerloggerv1.PrepareResponse {
+		return &containerloggerv1.PrepareResponse{Stdout: &containerloggerv1.Sink{Sink: &containerloggerv1.Sink_Path{Path: p}}}
+	}
+	switch r.GetContainer().GetId() {
+	case "relative":
+		return path("log"), nil
+	case "no-helper":
+		return &containerloggerv1.PrepareResponse{Stderr: &containerloggerv1.Sink{Sink: &containerloggerv1.Sink_Helper{Helper: "ghost"}}}, nil
+	}
+	return path("/var/log/task"), nil
+}
+
+type testHook struct{ hookv1.UnimplementedHookServer }
+
+func (testHook) DecorateEnvironment(_ context.Context, r *hookv1.DecorateEnvironmentRequest) (*hookv1.DecorateEnvironmentResponse, error) {
+	name := "ADDED"
+	if r.GetContainer().GetId() == "wrong" {
+		name = "A=B"
+	}
+	return &hookv1.DecorateEnvironmentResponse{Environment: map[string]string{name: "1"}}, nil
 }
