@@ -24,7 +24,6 @@ type framework struct {
 	id          string
 	info        *mesosv1.FrameworkInfo // immutable, with id
 	roles       []string
-	suppressed  map[string]bool
 	can         capabilities
 	constraints constraints
 
@@ -45,7 +44,7 @@ type framework struct {
 
 // capabilities are a framework's, as far as the master cares.
 type capabilities struct {
-	multiRole, refinement, partitionAware, killing bool
+	multiRole, refinement, partitionAware bool
 }
 
 func capabilitiesOf(info *mesosv1.FrameworkInfo) capabilities {
@@ -58,8 +57,6 @@ func capabilitiesOf(info *mesosv1.FrameworkInfo) capabilities {
 			c.refinement = true
 		case mesosv1.FrameworkInfo_Capability_PARTITION_AWARE:
 			c.partitionAware = true
-		case mesosv1.FrameworkInfo_Capability_TASK_KILLING_STATE:
-			c.killing = true
 		}
 	}
 	return c
@@ -171,10 +168,6 @@ func (s *state) subscribe(sub subscription, now time.Time) {
 func (s *state) attach(f *framework, sub subscription, now time.Time) {
 	f.stream, f.streamID, f.returned = sub.stream, sub.streamID, true
 	f.constraints = sub.constraints
-	f.suppressed = make(map[string]bool)
-	for _, r := range sub.suppressed {
-		f.suppressed[r] = true
-	}
 	s.send(f, &schedulerv1.Event{
 		Type: schedulerv1.Event_SUBSCRIBED.Enum(),
 		Subscribed: &schedulerv1.Event_Subscribed{
@@ -190,14 +183,13 @@ func (s *state) attach(f *framework, sub subscription, now time.Time) {
 // addFramework begins to know a framework, which the caller tells the allocator about.
 func (s *state) addFramework(info *mesosv1.FrameworkInfo, now time.Time) *framework {
 	f := &framework{
-		id:         info.GetId().GetValue(),
-		info:       info,
-		roles:      rolesOf(info),
-		can:        capabilitiesOf(info),
-		suppressed: make(map[string]bool),
-		tasks:      make(map[string]*task),
-		executors:  make(map[*executor]struct{}),
-		offers:     make(map[*offer]struct{}),
+		id:        info.GetId().GetValue(),
+		info:      info,
+		roles:     rolesOf(info),
+		can:       capabilitiesOf(info),
+		tasks:     make(map[string]*task),
+		executors: make(map[*executor]struct{}),
+		offers:    make(map[*offer]struct{}),
 	}
 	s.frameworks[f.id] = f
 	f.slot = s.views.frameworks.add(nil)

@@ -200,10 +200,6 @@ func (s *state) updateFramework(f *framework, c schedulerCall, now time.Time) er
 	}
 	s.setFrameworkInfo(f, info)
 	f.constraints = c.constraints
-	f.suppressed = make(map[string]bool)
-	for _, r := range update.GetSuppressedRoles() {
-		f.suppressed[r] = true
-	}
 	s.allocator.DeactivateFramework(f.id) // which drops its filters, also those made for constraints
 	s.allocator.UpdateFramework(f.id, info, update.GetSuppressedRoles())
 	s.allocator.ActivateFramework(f.id)
@@ -224,9 +220,6 @@ func (s *state) revive(f *framework, roles []string, now time.Time) {
 	if len(roles) == 0 {
 		return
 	}
-	for _, r := range roles {
-		delete(f.suppressed, r)
-	}
 	s.allocator.Revive(f.id, roles...)
 	s.allocateBy(now)
 }
@@ -236,9 +229,6 @@ func (s *state) suppress(f *framework, roles []string) {
 	roles = f.choose(roles)
 	if len(roles) == 0 {
 		return
-	}
-	for _, r := range roles {
-		f.suppressed[r] = true
 	}
 	s.allocator.Suppress(f.id, roles...)
 }
