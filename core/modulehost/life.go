@@ -138,7 +138,11 @@ func (m *module) start(ctx context.Context) (*life, error) {
 	if pids == 0 {
 		pids = defaultPids
 	}
-	p.cgroup, err = m.host.cgroups.make(m.cfg.Kind+"."+m.cfg.Name, memory, pids)
+	group := m.cfg.Kind + "." + m.cfg.Name
+	if m.cfg.Kind == "" {
+		group = "described"
+	}
+	p.cgroup, err = m.host.cgroups.make(group, memory, pids)
 	if err != nil {
 		// The limits guard the machine against the module; the module works without them.
 		m.log.Warn("limit the module's cgroup", "error", err)

@@ -52,7 +52,6 @@ const (
 type module struct {
 	host *Host
 	cfg  ModuleConfig
-	pos  int // in the composition, for orders
 	log  *slog.Logger
 	pump *logPump
 	cred *syscall.Credential
@@ -88,14 +87,14 @@ type kick struct {
 	drain  bool // let calls in flight finish
 }
 
-func newModule(h *Host, cfg ModuleConfig, pos int) (*module, error) {
+func newModule(h *Host, cfg ModuleConfig) (*module, error) {
 	cred, err := lookupUser(cfg.User)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", cfg.id(), err)
 	}
 	log := h.log.With("module", cfg.id())
 	m := &module{
-		host: h, cfg: cfg, pos: pos, log: log, cred: cred,
+		host: h, cfg: cfg, log: log, cred: cred,
 		pump:      newLogPump(log, h.opts.LogDir, cfg.Kind+"-"+strings.ReplaceAll(cfg.Name, "_", "-")),
 		first:     make(chan error, 1),
 		kicks:     make(chan kick, 1),

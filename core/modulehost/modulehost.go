@@ -89,7 +89,7 @@ type Options struct {
 	// Optional. Path of the multi-call binary with the modules of the bundle. Absolute.
 	Bundle string
 	// Optional. Folder for the modules' sockets, made if missing; at most 60 bytes, for the path of a socket is
-	// bounded by the kernel. Empty makes a temporary one.
+	// bounded by the kernel. It belongs to this host alone. Empty makes a temporary one.
 	RunDir string
 	// Optional. Folder for a log file of each module; empty for none.
 	LogDir string
@@ -167,7 +167,7 @@ func Start(ctx context.Context, opts Options, configs []ModuleConfig) (*Host, er
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	h.cancel = cancel
 	for i := range configs {
-		m, err := newModule(h, configs[i], i)
+		m, err := newModule(h, configs[i])
 		if err != nil {
 			return nil, errors.Join(err, h.Close(ctx))
 		}
@@ -253,6 +253,16 @@ func (h *Host) makeRunDir() error {
 	}
 	if err := os.MkdirAll(h.runDir, 0o700); err != nil {
 		return fmt.Errorf("make folder for sockets: %w", err)
+	}
+	// What an agent that was killed left there. The folder is this host's alone.
+	stale, err := filepath.Glob(filepath.Join(h.runDir, "plugin-dir*"))
+	if err != nil {
+		return fmt.Errorf("look for old sockets: %w", err)
+	}
+	for _, folder := range stale {
+		if err := os.RemoveAll(folder); err != nil {
+			return fmt.Errorf("remove old sockets: %w", err)
+		}
 	}
 	// Modules that run as another user pass through to their own folder, which nobody else can enter.
 	if err := os.Chmod(h.runDir, 0o711); err != nil {

@@ -142,7 +142,7 @@ func Describe(ctx context.Context, opts Options, config ModuleConfig) (*modulev1
 	if err != nil {
 		return nil, err
 	}
-	m, err := newModule(h, config, 0)
+	m, err := newModule(h, config)
 	if err != nil {
 		return nil, errors.Join(err, h.release())
 	}
