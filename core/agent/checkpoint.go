@@ -32,8 +32,8 @@ var buckets = [][]byte{
 	bucketAgent, bucketFrameworks, bucketExecutors, bucketTasks, bucketProgress, bucketUpdates, bucketContainers,
 }
 
-// lockTimeout is how long OpenStore waits for another agent to let go of the file. An agent that is being
-// replaced needs a moment to end; one that still runs will not end in ten seconds either.
+// lockTimeout is how long OpenStore waits for another agent to let go of the file. One that was killed lets go at
+// once, one that was told to stop needs a moment; one that is still there after two seconds will not go.
 const lockTimeout = 2 * time.Second
 
 // ErrStoreClosed is returned by writes after Close.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -164,6 +165,10 @@ func TestWriteEndsWithItsContext(t *testing.T) {
 }
 
 func TestStoreThatCannotBeOpenedSaysWhich(t *testing.T) {
+	synctest.Test(t, storeThatCannotBeOpened) // waiting for the lock costs nothing
+}
+
+func storeThatCannotBeOpened(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "db")
 	openStore(t, path)
 	if _, err := OpenStore(path); err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "another process") {

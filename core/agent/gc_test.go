@@ -67,3 +67,32 @@ func TestOldSandboxesGoAndLiveOnesStay(t *testing.T) {
 		}
 	})
 }
+
+func TestAgeOfASandboxCountsFromTheEnd(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.master.autoAck = true
+		w.config.DiskWatchInterval = 365 * 24 * time.Hour // collected by hand below
+		w.start()
+		w.launch(checkpointed("F"), command("t", "sleep"))
+		w.master.await(t, "t", mesosv1.TaskState_TASK_RUNNING)
+		synctest.Wait()
+		dir := filepath.Join(w.config.WorkDir, "slaves/M-S0/frameworks/F/executors/t/runs", w.container("t"))
+		if err := os.MkdirAll(dir, 0o750); err != nil { // the containerizer's work
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		if err := os.Chtimes(dir, begin, begin); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(30 * 24 * time.Hour)
+		w.host.end(w.container("t"), 0)
+		w.master.await(t, "t", mesosv1.TaskState_TASK_FINISHED)
+		synctest.Wait()
+		if n, _ := w.agent.collect(t.Context(), time.Now(), time.Hour); n != 0 {
+			t.Error("the sandbox of a task that ran for a month was removed at its end")
+		}
+		if n, _ := w.agent.collect(t.Context(), time.Now().Add(time.Hour), time.Hour); n != 1 {
+			t.Error("the sandbox stayed beyond its time")
+		}
+	})
+}

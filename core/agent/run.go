@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/google/uuid"
@@ -321,9 +322,15 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// forget tells the containerizer that a container's end is on disk here.
+// forget tells the containerizer that a container's end is on disk here. The caller holds the lock.
 func (a *Agent) forget(e *executor) {
 	a.spawn(func(ctx context.Context) {
+		// The age of a sandbox counts from here (gc.go), not from the last time a file was made in it.
+		if now := time.Now(); e.directory != "" {
+			if err := os.Chtimes(e.directory, now, now); err != nil && !os.IsNotExist(err) {
+				a.log.Warn("touch sandbox", "error", err)
+			}
+		}
 		ctx, cancel := context.WithTimeout(ctx, destroyTimeout)
 		defer cancel()
 		if err := a.ctzr.Forget(ctx, string(e.container)); err != nil && ctx.Err() == nil {
