@@ -30,7 +30,7 @@ func TestRunShowsTheOutputAndEndsWithTheTasksCode(t *testing.T) {
 		{"output", []string{"run", "--", "echo", "hello  there"}, 0, "hello  there\n", ""},
 		{"environment", []string{"run", "--env", "WHO=world", "--shell", "--", "echo hi $WHO"}, 0, "hi world\n", ""},
 		{"standard error", []string{"run", "--shell", "--", "echo bad >&2; exit 3"}, 3, "", "bad\n"},
-		{"signal", []string{"run", "--shell", "--", "kill -9 $$"}, 137, "", "SIGKILL"},
+		{"signal", []string{"run", "--shell", "--", "kill -9 $$"}, 137, "", "Killed"},
 		{"no such program", []string{"run", "--", "/no/such/program"}, 125, "", "/no/such/program"},
 		{"nothing to run", []string{"run"}, 2, "", "COMMAND"},
 		{"bad flag", []string{"run", "--cpu", "1", "--", "true"}, 2, "", "unknown flag: --cpu"},

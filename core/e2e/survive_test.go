@@ -69,6 +69,9 @@ func launchFleet(ctx context.Context, t *testing.T, c *cluster.Cluster, n int, s
 	if err := f.Launch(ctx, o, tasks...); err != nil {
 		t.Fatal(err)
 	}
+	if err := f.Enough(ctx); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := f.State(ctx, fl.ids, mesosv1.TaskState_TASK_RUNNING); err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +140,7 @@ func TestKillingModulesDisturbsNoTask(t *testing.T) {
 		for _, n := range names {
 			eventually(t, n+" is back", 5*time.Second, func() bool {
 				is := modules(t, c)[n]
-				return is.State == "running" && is.Pid != was[n].Pid && is.Restarts > was[n].Restarts
+				return is.State == "up" && is.Pid != was[n].Pid && is.Restarts > was[n].Restarts
 			})
 		}
 		fl.checkUndisturbed(t, before)

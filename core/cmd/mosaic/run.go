@@ -19,7 +19,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	schedulerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/scheduler"
@@ -479,7 +478,7 @@ func (r *runner) pull(ctx context.Context) error {
 
 var (
 	exitedRE   = regexp.MustCompile(`exited with status (\d+)`)
-	signaledRE = regexp.MustCompile(`terminated with signal (\w+)`)
+	signaledRE = regexp.MustCompile(`terminated with signal (.+)$`)
 )
 
 // describe says in one line how the task is.
@@ -509,12 +508,8 @@ func (r *runner) exitCode() int {
 		fmt.Fprintln(r.err, "mosaic:", r.describe())
 	}
 	if m := signaledRE.FindStringSubmatch(message); m != nil {
-		name := m[1]
-		if !strings.HasPrefix(name, "SIG") {
-			name = "SIG" + name
-		}
-		if n := unix.SignalNum(name); n > 0 {
-			return 128 + int(n)
+		if n := signalNumber(m[1]); n > 0 {
+			return 128 + n
 		}
 	}
 	switch {
@@ -526,4 +521,14 @@ func (r *runner) exitCode() int {
 		return 128 + int(syscall.SIGTERM)
 	}
 	return exitFailed
+}
+
+// signalNumber finds a signal by its description, as strsignal(3) writes it; 0 if there is none.
+func signalNumber(text string) int {
+	for n := 1; n < 65; n++ {
+		if strings.EqualFold(syscall.Signal(n).String(), text) {
+			return n
+		}
+	}
+	return 0
 }

@@ -365,7 +365,7 @@ func (b *bench) moduleRestart() error {
 				if err != nil {
 					return err
 				}
-				if now != pid && state == "running" {
+				if now != pid && state == "up" {
 					break
 				}
 			}

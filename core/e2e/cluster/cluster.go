@@ -10,7 +10,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -343,7 +342,5 @@ func (c *Cluster) Command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(c.Bin, "mosaic"), args...)
 	cmd.Env = append(os.Environ(), "MOSAIC_MASTER="+c.Master, "MOSAIC_AGENT="+c.Agent)
 	cmd.WaitDelay = time.Second
-	cmd.Stdin = nil
-	cmd.Stdout = io.Discard
 	return cmd
 }

@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -20,12 +19,13 @@ import (
 type Framework struct {
 	client *scheduler.Client
 	cancel context.CancelFunc
-	ended  chan error
+	ended  chan struct{} // closed when the client has ended
 
 	mu      sync.Mutex // guards what follows
 	changed chan struct{}
 	offers  []*mesosv1.Offer
 	updates map[string][]Update
+	enough  bool // offers go back at once
 	err     error
 }
 
@@ -51,7 +51,7 @@ func Subscribe(ctx context.Context, master, name, role string) (*Framework, erro
 func SubscribeAs(ctx context.Context, master string, info *mesosv1.FrameworkInfo) (*Framework, error) {
 	f := &Framework{
 		client:  scheduler.New(scheduler.Config{Master: master, Framework: info, MaxBackoff: time.Second}),
-		ended:   make(chan error, 1),
+		ended:   make(chan struct{}),
 		changed: make(chan struct{}),
 		updates: map[string][]Update{},
 	}
@@ -63,7 +63,7 @@ func SubscribeAs(ctx context.Context, master string, info *mesosv1.FrameworkInfo
 		f.err = err
 		f.wake()
 		f.mu.Unlock()
-		f.ended <- err
+		close(f.ended)
 	}()
 	return f, f.wait(ctx, "SUBSCRIBED", func() bool { return f.client.FrameworkID() != nil })
 }
@@ -74,9 +74,13 @@ func (f *Framework) wake() {
 	f.changed = make(chan struct{})
 }
 
-func (f *Framework) event(_ context.Context, e *schedulerv1.Event) error {
+func (f *Framework) event(ctx context.Context, e *schedulerv1.Event) error {
 	now := time.Now()
 	f.mu.Lock()
+	if f.enough && e.GetType() == schedulerv1.Event_OFFERS {
+		f.mu.Unlock()
+		return f.giveBack(ctx, e.GetOffers().GetOffers())
+	}
 	defer f.mu.Unlock()
 	defer f.wake()
 	switch e.GetType() {
@@ -96,6 +100,29 @@ func (f *Framework) event(_ context.Context, e *schedulerv1.Event) error {
 		f.updates[id] = append(f.updates[id], Update{s, now})
 	}
 	return nil
+}
+
+func (f *Framework) giveBack(ctx context.Context, offers []*mesosv1.Offer) error {
+	var ids []*mesosv1.OfferID
+	for _, o := range offers {
+		ids = append(ids, o.GetId())
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	return f.client.Decline(ctx, ids, time.Hour)
+}
+
+// Enough gives back what offers are held and wants no more, so that others get them.
+func (f *Framework) Enough(ctx context.Context) error {
+	f.mu.Lock()
+	held := f.offers
+	f.offers, f.enough = nil, true
+	f.mu.Unlock()
+	if err := f.client.Suppress(ctx); err != nil {
+		return err
+	}
+	return f.giveBack(ctx, held)
 }
 
 // wait waits until ok, which is called with mu held, or the framework has ended.
@@ -248,10 +275,8 @@ func (f *Framework) Teardown(ctx context.Context) error {
 	return err
 }
 
-// Disconnect drops the connection without a word.
+// Disconnect drops the connection without a word; twice is once.
 func (f *Framework) Disconnect() {
 	f.cancel()
-	if err := <-f.ended; err != nil && !errors.Is(err, context.Canceled) {
-		return
-	}
+	<-f.ended
 }

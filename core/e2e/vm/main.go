@@ -1,0 +1,191 @@
+// Command vm is what the virtual machine of tools/vm runs: checks that need a machine where cgroup version 2 rules alone.
+//
+// It runs the tests of the packages that touch cgroups, compiled outside, and then real clusters of the built programs.
+// It prints each check with its outcome and all that went wrong, and exits with 1 if anything did. It relies on what
+// tools/vm/init has mounted and leaves ending the machine to it.
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	src := flag.String("src", "/src", "folder laid out like the repository, with bin/ and the compiled tests")
+	only := flag.String("run", "", "run only checks whose names match this regular expression")
+	flag.Parse()
+	wanted, err := regexp.Compile(*only)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+	os.Exit(run(context.Background(), *src, wanted))
+}
+
+// A check is one thing the machine must show.
+type check struct {
+	name string
+	run  func(ctx context.Context) error
+}
+
+// patience bounds one check. An emulated processor is ten to thirty times slower than a real one.
+const patience = 10 * time.Minute
+
+func run(ctx context.Context, src string, wanted *regexp.Regexp) int {
+	checks := []check{{"machine", machine}}
+	tests, err := compiledTests(src)
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	checks = append(checks, tests...)
+	checks = append(checks, clusterChecks(src)...)
+
+	var failed []string
+	ran := 0
+	for _, c := range checks {
+		if !wanted.MatchString(c.name) {
+			continue
+		}
+		ran++
+		fmt.Printf("=== %s\n", c.name)
+		begun := time.Now()
+		err := func() error {
+			ctx, cancel := context.WithTimeout(ctx, patience)
+			defer cancel()
+			return c.run(ctx)
+		}()
+		outcome := "ok"
+		if err != nil {
+			failed = append(failed, c.name)
+			outcome = "FAILED"
+			fmt.Println(indent(err.Error()))
+		}
+		fmt.Printf("--- %s: %s (%.1f s)\n", outcome, c.name, time.Since(begun).Seconds())
+	}
+	if ran == 0 {
+		fmt.Printf("no check is named like %s\n", wanted)
+		return 1
+	}
+	if len(failed) > 0 {
+		fmt.Printf("%d of %d checks failed: %s\n", len(failed), ran, strings.Join(failed, ", "))
+		return 1
+	}
+	fmt.Printf("all %d checks passed\n", ran)
+	return 0
+}
+
+func indent(text string) string {
+	return "    " + strings.ReplaceAll(strings.TrimRight(text, "\n"), "\n", "\n    ")
+}
+
+// hierarchy is where version 2 is mounted in the guest.
+const hierarchy = "/sys/fs/cgroup"
+
+// machine proves that this is the machine the other checks mean: without it they would pass by testing version 1.
+func machine(context.Context) error {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return err
+	}
+	controllers, err := os.ReadFile(filepath.Join(hierarchy, "cgroup.controllers"))
+	if err != nil {
+		return err
+	}
+	fmt.Printf("    Linux %s, controllers %s", unix.ByteSliceToString(uts.Release[:]), controllers)
+	for _, want := range []string{"cpu", "cpuset", "memory", "pids"} {
+		if !slices.Contains(strings.Fields(string(controllers)), want) {
+			return fmt.Errorf("cgroup version 2 has no %s controller here", want)
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 2 && f[2] == "cgroup" {
+			return fmt.Errorf("cgroup version 1 is mounted at %s", f[1])
+		}
+	}
+	return nil
+}
+
+// compiledTests makes a check of each package.test below src.
+func compiledTests(src string) ([]check, error) {
+	var checks []check
+	err := filepath.WalkDir(src, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || d.Name() != "package.test" {
+			return err
+		}
+		dir := filepath.Dir(path)
+		name, err := filepath.Rel(src, dir)
+		if err != nil {
+			return err
+		}
+		checks = append(checks, check{"tests of " + name, func(ctx context.Context) error { return runTests(ctx, dir, path) }})
+		return nil
+	})
+	if err == nil && len(checks) == 0 {
+		err = fmt.Errorf("no compiled tests below %s", src)
+	}
+	return checks, err
+}
+
+// runTests runs a compiled test in its folder, shows one line a test, and returns the whole output if one failed.
+func runTests(ctx context.Context, dir, path string) error {
+	cmd := exec.CommandContext(ctx, path, "-test.v", "-test.timeout=9m")
+	cmd.Dir = dir
+	cmd.WaitDelay = time.Second
+	out, in := io.Pipe()
+	cmd.Stdout, cmd.Stderr = in, in
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() {
+		err := cmd.Wait()
+		in.Close()
+		ended <- err
+	}()
+	var all bytes.Buffer
+	passed, skipped := 0, 0
+	sc := bufio.NewScanner(io.TeeReader(out, &all))
+	sc.Buffer(nil, 1<<20)
+	for sc.Scan() {
+		line := strings.TrimSpace(sc.Text())
+		switch {
+		case strings.HasPrefix(line, "--- PASS: "):
+			passed++
+		case strings.HasPrefix(line, "--- SKIP: "):
+			skipped++
+			fmt.Println("    " + line)
+		case strings.HasPrefix(line, "--- FAIL: "):
+			fmt.Println("    " + line)
+		}
+	}
+	_, _ = io.Copy(&all, out) // a line too long for the scanner must not stop the test's output
+	err := <-ended
+	fmt.Printf("    %d passed, %d skipped\n", passed, skipped)
+	if err != nil {
+		return fmt.Errorf("%w\n%s", err, all.String())
+	}
+	if passed == 0 {
+		return errors.New("no test passed: nothing was tested")
+	}
+	return nil
+}

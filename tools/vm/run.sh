@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Boots the virtual machine, shows what it says on its serial console, keeps that in .tools/reports/vm.log, and exits as
+# the checks inside did: 0 all right, 1 something failed, 124 it did not end in time.
+#   tools/vm/run.sh [TIME_LIMIT_SECONDS]
+#
+# It is emulated in full (no KVM: nested virtualisation is what small machines lack), of type q35 (microvm does not boot
+# this kernel).
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+limit=${1:-${VM_LIMIT:-1500}}
+kernel=$("$root/tools/vm/kernel.sh")
+initrd=$("$root/tools/vm/build.sh")
+log=$root/.tools/reports/vm.log
+mkdir -p "$(dirname "$log")"
+
+qemu=$(command -v qemu-system-x86_64) || { echo "qemu-system-x86_64 is missing: tools/install.sh long" >&2; exit 1; }
+echo "kernel $(basename "$kernel"), initial file system $(($(stat -c %s "$initrd") >> 20)) MiB, at most $limit s"
+code=0
+timeout --foreground --signal=TERM --kill-after=10 "$limit" "$qemu" \
+  -machine q35,accel=tcg -cpu max -smp "${VM_CPUS:-2}" -m "${VM_MEMORY:-1536}" \
+  -display none -monitor none -nodefaults -no-reboot -serial stdio \
+  -kernel "$kernel" -initrd "$initrd" \
+  -append 'console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on oops=panic' \
+  </dev/null | sed -u 's/\r//g' | tee "$log" || code=${PIPESTATUS[0]}
+if [ "$code" = 124 ] || [ "$code" = 137 ]; then
+  echo "the virtual machine did not end within $limit s; its output is in $log" >&2
+  exit 124
+fi
+said=$(sed -n 's/^VM-EXIT \([0-9]*\)$/\1/p' "$log" | tail -n 1)
+[ -n "$said" ] || { echo "the virtual machine ended without a word (qemu: $code); its output is in $log" >&2; exit 1; }
+exit "$said"
