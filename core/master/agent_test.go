@@ -510,3 +510,40 @@ func TestOutboxIsBounded(t *testing.T) {
 		t.Error("push after the end = true, want false")
 	}
 }
+
+func TestAgentThatIsGoneMayNotReturn(t *testing.T) {
+	store := registry.NewMemory()
+	if err := store.Apply(context.Background(), []registry.Change{registry.PutGone("L-S0", registry.Departure{Since: time.Unix(1e9, 0)})}); err != nil {
+		t.Fatal(err)
+	}
+	inBubble(t, Config{}, Deps{Registry: store}, func(t *testing.T, c *cluster) {
+		a := &fakeAgent{c: c, info: &mesosv1.AgentInfo{Hostname: ptr("h"), Port: ptr(int32(1)), Id: &mesosv1.AgentID{Value: ptr("L-S0")}}}
+		c.agents = append(c.agents, a)
+		a.connect()
+		c.settle()
+		if r := one(t, "messages", a.take()).GetRefused(); !r.GetFatal() {
+			t.Errorf("message = %v, want a fatal Refused", r)
+		}
+	})
+}
+
+func TestDeactivatedAgentIsNotOffered(t *testing.T) {
+	store := registry.NewMemory()
+	info := &mesosv1.AgentInfo{Hostname: ptr("h"), Port: ptr(int32(1)), Id: &mesosv1.AgentID{Value: ptr("L-S0")},
+		Resources: resources.MustParse("cpus:4;mem:1024").Resources()}
+	if err := store.Apply(context.Background(), []registry.Change{registry.PutAgent("L-S0", registry.Agent{Info: info, Deactivated: true})}); err != nil {
+		t.Fatal(err)
+	}
+	inBubble(t, Config{}, Deps{Registry: store}, func(t *testing.T, c *cluster) {
+		a := &fakeAgent{c: c, info: info.CloneVT()}
+		c.agents = append(c.agents, a)
+		a.connect()
+		_, events := c.framework(frameworkInfo())
+		if got := offers(events); len(got) != 0 {
+			t.Errorf("offers = %v, want none", got)
+		}
+		if x := one(t, "agents", c.get(masterv1.Call_GET_AGENTS).GetGetAgents().GetAgents()); !x.GetDeactivated() || x.GetActive() {
+			t.Errorf("agent = %v, want it deactivated", x)
+		}
+	})
+}

@@ -131,7 +131,7 @@ func (m *Master) legacyState(v *view) []byte {
 	b = text(b, "build_date", m.cfg.BuildDate)
 	b = text(b, "build_user", m.cfg.BuildUser)
 	b = number(b, "build_time", 0)
-	b = number(b, "start_time", seconds(v.elected))
+	b = number(b, "start_time", seconds(m.metrics.started))
 	b = number(b, "elected_time", seconds(v.elected))
 	b = text(b, "id", v.info.GetId())
 	b = text(b, "pid", v.info.GetPid())

@@ -207,7 +207,7 @@ func New(cfg Config, deps Deps) (*Master, error) {
 		log:      deps.Logger,
 		commands: make(chan command, commandQueue),
 		stopped:  make(chan struct{}),
-		metrics:  newMetrics(),
+		metrics:  newMetrics(cfg.Now()),
 	}
 	m.s = newState(m, masterInfo(cfg, ip), allocator.New(allocator.Options{
 		MinAllocatable: cfg.MinAllocatable,

@@ -14,7 +14,7 @@ type counter = *atomic.Uint64
 
 // metrics are what the master counts. Gauges are worked out from the view when someone asks.
 type metrics struct {
-	started time.Time
+	started time.Time // never changed
 
 	allocations                                                 atomic.Uint64
 	allocationTime                                              atomic.Int64 // of the last one, ns
@@ -32,7 +32,7 @@ type metrics struct {
 	named sync.Map // string to counter: those that appear on first use
 }
 
-func newMetrics() *metrics { return &metrics{} }
+func newMetrics(started time.Time) *metrics { return &metrics{started: started} }
 
 func (m *metrics) count(name string) {
 	c, ok := m.named.Load(name)
@@ -99,7 +99,7 @@ func (m *metrics) taskReason(s *mesosv1.TaskStatus) {
 func (v *view) snapshot(now time.Time) map[string]float64 {
 	m := v.metrics
 	out := map[string]float64{
-		"master/elected":     1,
+		"master/elected":     0,
 		"master/uptime_secs": now.Sub(m.started).Seconds(),
 
 		"master/slave_registrations":                float64(m.registrations.Load()),
@@ -147,6 +147,9 @@ func (v *view) snapshot(now time.Time) map[string]float64 {
 		"registrar/queued_operations":            0,
 		"registrar/state_store_ms":               float64(m.storeTime.Load()) / 1e6,
 		"registrar/log/recovered":                1,
+	}
+	if !v.elected.IsZero() {
+		out["master/elected"] = 1
 	}
 	for _, key := range callNames {
 		out["master/"+key] = 0

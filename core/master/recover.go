@@ -163,7 +163,6 @@ func (s *state) recover(now time.Time, snapshot *registry.Snapshot) {
 		s.allocator.SetWeight(role, w)
 	}
 	s.weights, s.views.weights = weights, weights
-	s.metrics.started = now
 	s.views.elected, s.views.changed = now, true
 	s.allocateAt = now
 	s.persist([]change{registry.PutMaster(s.info)}, func(time.Time) {})

@@ -380,3 +380,52 @@ func TestTaskGroupIsAllOrNothing(t *testing.T) {
 		}
 	})
 }
+
+func TestResourceOfAmountZeroIsIgnored(t *testing.T) {
+	inBubble(t, Config{}, Deps{}, func(t *testing.T, c *cluster) {
+		c.agent("cpus:4;mem:1024")
+		f, events := c.framework(frameworkInfo())
+		o := one(t, "offers", offers(events))
+		task := commandTask("t1", o, "cpus:1;mem:32")
+		task.Resources = append(task.Resources, &mesosv1.Resource{
+			Name: ptr("gpus"), Type: mesosv1.Value_SCALAR.Enum(), Scalar: &mesosv1.Value_Scalar{Value: ptr(0.0)}})
+		if u := one(t, "updates", updates(f.launch(o, task))); u.GetState() != mesosv1.TaskState_TASK_RUNNING {
+			t.Errorf("update = %v, want TASK_RUNNING", u)
+		}
+	})
+}
+
+func TestAcceptWithoutOperationsIsADecline(t *testing.T) {
+	for name, ops := range map[string][]*mesosv1.Offer_Operation{"none": nil, "LAUNCH without tasks": {launch()}} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, Config{}, Deps{}, func(t *testing.T, c *cluster) {
+				c.agent("cpus:4;mem:1024")
+				f, events := c.framework(frameworkInfo())
+				f.accept(offers(events), &mesosv1.Filters{RefuseSeconds: ptr(60.0)}, ops...)
+				c.pass(59 * time.Second)
+				if got := f.stream.take(); len(got) != 0 {
+					t.Errorf("events within the filter: %v", got)
+				}
+				c.pass(2 * time.Second)
+				one(t, "offers after the filter", offers(f.stream.take()))
+			})
+		})
+	}
+}
+
+func TestUnsupportedOperationWithAnIDIsAnswered(t *testing.T) {
+	inBubble(t, Config{}, Deps{}, func(t *testing.T, c *cluster) {
+		c.agent("cpus:4;mem:1024")
+		f, events := c.framework(frameworkInfo("eng"))
+		o := one(t, "offers", offers(events))
+		op := &mesosv1.Offer_Operation{Type: mesosv1.Offer_Operation_RESERVE.Enum(), Id: &mesosv1.OperationID{Value: ptr("op")},
+			Reserve: &mesosv1.Offer_Operation_Reserve{}}
+		events = f.accept([]*mesosv1.Offer{o}, nil, op, launch(commandTask("t1", o, "cpus:1;mem:32")))
+		if s := events[0].GetUpdateOperationStatus().GetStatus(); s.GetState() != mesosv1.OperationState_OPERATION_ERROR || s.GetOperationId().GetValue() != "op" {
+			t.Errorf("first event = %v, want OPERATION_ERROR of op", events[0])
+		}
+		if u := one(t, "updates", updates(events)); u.GetState() != mesosv1.TaskState_TASK_RUNNING {
+			t.Errorf("update = %v, want the task after it to run", u)
+		}
+	})
+}
