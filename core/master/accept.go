@@ -12,19 +12,19 @@ import (
 	"github.com/mosaic-cluster/mosaic/sdk/resources"
 )
 
-// approveTasks asks once for each user that the tasks of an ACCEPT are to run as, and returns why not,
-// by user.
+// approveTasks asks once for each user that the tasks of an ACCEPT are to run as, and returns why not, nil
+// for yes, by user. The map is nil when nobody needs to be asked.
 func (m *Master) approveTasks(ctx context.Context, call *schedulerv1.Call) map[string]error {
 	if m.deps.Approvers == nil {
 		return nil
 	}
+	denied := make(map[string]error)
 	f := m.view.Load().framework(call.GetFrameworkId().GetValue())
 	if f == nil {
-		return nil // refused in the loop
+		return denied // whom nobody was asked about may run nothing
 	}
 	// The framework's principal decides, which checkCaller holds against the caller's.
 	principal := f.info.GetPrincipal()
-	denied := make(map[string]error)
 	ask := func(user string) {
 		if _, asked := denied[user]; !asked {
 			denied[user] = m.approve(ctx, principal, "RUN_TASK", user)
@@ -61,6 +61,18 @@ type acceptance struct {
 	role      string
 	remaining resources.Set // of the offers, not yet used
 	denied    map[string]error
+}
+
+// mayRun says why tasks may not be run as a user.
+func (x *acceptance) mayRun(user string) error {
+	if x.denied == nil {
+		return nil
+	}
+	err, asked := x.denied[user]
+	if !asked {
+		return errors.New("nobody was asked")
+	}
+	return err
 }
 
 // accept carries out operations on what the offers hold, in order, and gives the rest back with the
@@ -239,7 +251,7 @@ func (s *state) launch(x *acceptance, t *mesosv1.TaskInfo, operation *mesosv1.Op
 		return
 	}
 	user := userOf(t, t.Executor, f.info)
-	if err := x.denied[user]; err != nil {
+	if err := x.mayRun(user); err != nil {
 		s.failTask(f, t, mesosv1.TaskState_TASK_ERROR, mesosv1.TaskStatus_REASON_TASK_UNAUTHORIZED,
 			fmt.Sprintf("Not authorized to launch as user '%s': %v", user, err), now)
 		return
@@ -312,7 +324,7 @@ func (s *state) launchGroup(x *acceptance, g *mesosv1.Offer_Operation_LaunchGrou
 	}
 	for _, t := range tasks {
 		user := userOf(t, g.GetExecutor(), f.info)
-		if err := x.denied[user]; err != nil {
+		if err := x.mayRun(user); err != nil {
 			fail(mesosv1.TaskStatus_REASON_TASK_GROUP_UNAUTHORIZED, fmt.Errorf("Not authorized to launch as user '%s': %w", user, err))
 			return
 		}

@@ -141,6 +141,13 @@ func TestCallsAreRefusedInMesosOrder(t *testing.T) {
 				t.Errorf("%s: %v (%d), want %d with %q", name, err, statusOf(err), test.status, test.text)
 			}
 		}
+		stranger := *f
+		stranger.id = "nobody"
+		bad := &schedulerv1.Call{Type: schedulerv1.Call_UPDATE_FRAMEWORK.Enum(), UpdateFramework: &schedulerv1.Call_UpdateFramework{
+			FrameworkInfo: &mesosv1.FrameworkInfo{User: ptr("u"), Name: ptr("n"), Role: ptr("a//b")}}}
+		if err := stranger.try(bad); err == nil || err.Error() != "Framework cannot be found" {
+			t.Errorf("bad call of a stranger = %v, want Framework cannot be found", err)
+		}
 		if err := revive(func(*scheduler) {}); err != nil {
 			t.Errorf("good call: %v", err)
 		}

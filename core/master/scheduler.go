@@ -78,13 +78,14 @@ func withPrincipal(info *mesosv1.FrameworkInfo, principal string) (*mesosv1.Fram
 // one, or with what is wrong with the call; nil means accepted, its effects come as events.
 func (m *Master) SchedulerCall(ctx context.Context, principal, streamID string, call *schedulerv1.Call) error {
 	c := schedulerCall{call: call}
-	if err := m.prepareCall(ctx, principal, &c); err != nil {
-		return err
-	}
+	unfit := m.prepareCall(ctx, principal, &c)
 	var refused error
 	err := m.do(ctx, func(now time.Time) {
 		f := m.s.frameworks[call.GetFrameworkId().GetValue()]
-		if refused = checkCaller(f, principal, streamID); refused == nil {
+		if refused = checkCaller(f, principal, streamID); refused != nil {
+			return
+		}
+		if refused = unfit; refused == nil {
 			refused = m.s.schedulerCall(f, c, now)
 		}
 	})
@@ -102,7 +103,8 @@ type schedulerCall struct {
 	constraints constraints
 }
 
-// prepareCall does what may take time or ask someone.
+// prepareCall does what may take time or ask someone, before it is known whether the caller is who it
+// says; its error counts only if so.
 func (m *Master) prepareCall(ctx context.Context, principal string, c *schedulerCall) error {
 	switch c.call.GetType() {
 	case schedulerv1.Call_ACCEPT:
