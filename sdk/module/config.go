@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -21,8 +22,9 @@ type Size uint64
 type Configurer interface {
 	// Schema describes the configuration for the host.
 	Schema() (*modulev1.Schema, error)
-	// Check reads a document; take makes it the current configuration. Errors say which attributes are wrong.
-	Check(document string) (take func(), errs []*modulev1.AttributeError)
+	// Check reads a document; take makes it the current configuration, and undo the one before. Errors say which
+	// attributes are wrong.
+	Check(document string) (take func() (undo func()), errs []*modulev1.AttributeError)
 }
 
 // AttributeError says that one attribute is wrong. The host shows it with file and line.
@@ -79,7 +81,7 @@ func (c *Config[T]) Schema() (*modulev1.Schema, error) {
 }
 
 // Check reads and validates a document.
-func (c *Config[T]) Check(document string) (func(), []*modulev1.AttributeError) {
+func (c *Config[T]) Check(document string) (func() func(), []*modulev1.AttributeError) {
 	v := c.defaults
 	if strings.TrimSpace(document) == "" {
 		document = "{}"
@@ -94,7 +96,10 @@ func (c *Config[T]) Check(document string) (func(), []*modulev1.AttributeError) 
 	if len(errs) > 0 {
 		return nil, attributeErrors(errors.Join(errs...))
 	}
-	return func() { c.current.Store(&v) }, nil
+	return func() func() {
+		before := c.current.Swap(&v)
+		return func() { c.current.Store(before) }
+	}, nil
 }
 
 // attributeErrors flattens joined errors. An error of another kind concerns the whole body, if any is an AttributeError.
@@ -109,11 +114,15 @@ func attributeErrors(err error) []*modulev1.AttributeError {
 			return
 		}
 		var a *AttributeError
-		if errors.As(err, &a) {
-			list = append(list, &modulev1.AttributeError{Path: a.Path, Message: a.Message, Suggestion: a.Suggestion})
-		} else if err != nil {
-			list = append(list, &modulev1.AttributeError{Message: err.Error()})
+		if err == nil {
+			return
 		}
+		if !errors.As(err, &a) {
+			a = &AttributeError{Message: err.Error()}
+		}
+		// A message may quote a document with anything in it, and only valid text can be sent.
+		valid := func(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+		list = append(list, &modulev1.AttributeError{Path: valid(a.Path), Message: valid(a.Message), Suggestion: valid(a.Suggestion)})
 	}
 	walk(err)
 	return list
@@ -296,12 +305,16 @@ func decodeBody(data json.RawMessage, v reflect.Value, path string, errs *[]erro
 		}
 		target := reflect.New(v.Field(f.index).Type())
 		if err := json.Unmarshal(value, target.Interface()); err != nil {
-			*errs = append(*errs, Wrong(join(path, f.name), "got %.40s, want %s", value, words(v.Field(f.index).Type())))
+			got := fmt.Sprintf("%.40s", value)
+			if f.tag.Get("sensitive") == "true" {
+				got = "something else"
+			}
+			*errs = append(*errs, Wrong(join(path, f.name), "got %s, want %s", got, words(v.Field(f.index).Type())))
 			continue
 		}
 		v.Field(f.index).Set(target.Elem())
 		if one := f.tag.Get("oneof"); one != "" && target.Elem().Kind() == reflect.String {
-			if !strings.Contains(","+one+",", ","+target.Elem().String()+",") {
+			if !slices.Contains(strings.Split(one, ","), target.Elem().String()) {
 				*errs = append(*errs, Wrong(join(path, f.name), "got %q, want one of %s", target.Elem().String(), one))
 			}
 		}

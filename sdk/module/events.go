@@ -1,6 +1,7 @@
 package module
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -34,12 +35,20 @@ func (e *Events) add(ev *modulev1.WatchEvent) {
 	defer e.mu.Unlock()
 	e.sequence++
 	ev.Sequence, ev.Time = e.sequence, timestamppb.Now()
+	e.kept = slices.DeleteFunc(e.kept, func(old *modulev1.WatchEvent) bool { return replaces(ev, old) })
 	e.kept = append(e.kept, ev)
 	if len(e.kept) > keptEvents {
 		e.kept = append(e.kept[:0], e.kept[len(e.kept)-keptEvents:]...)
 	}
 	close(e.changed)
 	e.changed = make(chan struct{})
+}
+
+// replaces says whether an event makes an older one worthless: what a module is or has counts only as it is now. Such
+// events must not push out limitations.
+func replaces(ev, old *modulev1.WatchEvent) bool {
+	return ev.GetHealth() != nil && old.GetHealth() != nil || ev.GetMetrics() != nil && old.GetMetrics() != nil ||
+		ev.GetRevision() != nil && old.GetRevision() != nil
 }
 
 // Limit says that a container has reached a limit and must end.
@@ -75,20 +84,27 @@ func (e *Events) Revise(revision uint64) {
 func (e *Events) after(since uint64) ([]*modulev1.WatchEvent, chan struct{}) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for i, ev := range e.kept {
-		if ev.Sequence > since {
-			return append([]*modulev1.WatchEvent(nil), e.kept[i:]...), e.changed
-		}
-	}
-	return nil, e.changed
+	return e.keptAfter(since), e.changed
 }
 
-// heartbeat is an event that is not kept. It takes a number of its own, so that the host sees it as new.
-func (e *Events) heartbeat() *modulev1.WatchEvent {
+// keptAfter needs mu held.
+func (e *Events) keptAfter(since uint64) []*modulev1.WatchEvent {
+	i := slices.IndexFunc(e.kept, func(ev *modulev1.WatchEvent) bool { return ev.Sequence > since })
+	if i < 0 {
+		return nil
+	}
+	return slices.Clone(e.kept[i:])
+}
+
+// beat returns a heartbeat, and before it what came after a sequence number. The heartbeat is not kept but takes a
+// number of its own, so that the host sees it as new; a host that has seen it takes no event with a lower one.
+func (e *Events) beat(since uint64) []*modulev1.WatchEvent {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.sequence++
-	return &modulev1.WatchEvent{Sequence: e.sequence, Time: timestamppb.Now(), Event: &modulev1.WatchEvent_Heartbeat{Heartbeat: &modulev1.Heartbeat{}}}
+	return append(e.keptAfter(since), &modulev1.WatchEvent{
+		Sequence: e.sequence, Time: timestamppb.Now(), Event: &modulev1.WatchEvent_Heartbeat{Heartbeat: &modulev1.Heartbeat{}},
+	})
 }
 
 // serve sends events until the stream or the module ends. What was said before the first stream is sent too: nobody
@@ -96,22 +112,29 @@ func (e *Events) heartbeat() *modulev1.WatchEvent {
 func (e *Events) serve(since uint64, s grpc.ServerStreamingServer[modulev1.WatchEvent], done <-chan struct{}) error {
 	beat := time.NewTicker(heartbeatInterval)
 	defer beat.Stop()
-	for {
-		events, changed := e.after(since)
+	send := func(events []*modulev1.WatchEvent) error {
 		for _, ev := range events {
 			if err := s.Send(ev); err != nil {
 				return err
 			}
 			since = ev.Sequence
 		}
+		return nil
+	}
+	for {
+		events, changed := e.after(since)
+		if err := send(events); err != nil {
+			return err
+		}
 		select {
 		case <-changed:
 		case <-beat.C:
-			if err := s.Send(e.heartbeat()); err != nil {
+			if err := send(e.beat(since)); err != nil {
 				return err
 			}
 		case <-done:
-			return nil
+			events, _ := e.after(since) // what was said last is heard
+			return send(events)
 		case <-s.Context().Done():
 			return nil
 		}

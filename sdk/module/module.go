@@ -11,6 +11,7 @@ package module
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -61,7 +62,8 @@ type Info struct {
 
 	// Config is a *Config[T], or nil for a module without configuration.
 	Config Configurer
-	// Configured, if not nil, is called after each configuration that was taken. An error refuses it after all.
+	// Configured, if not nil, is called after each configuration that was taken. An error refuses it after all, and
+	// the one before holds again.
 	Configured func(ctx context.Context, node *modulev1.NodeFacts) error
 	// Events, if not nil, are what Watch sends.
 	Events *Events
@@ -160,7 +162,7 @@ func (c *control) Describe(context.Context, *modulev1.DescribeRequest) (*modulev
 func (c *control) Configure(ctx context.Context, r *modulev1.ConfigureRequest) (*modulev1.ConfigureResponse, error) {
 	c.configure.Lock()
 	defer c.configure.Unlock()
-	take := func() {}
+	take := func() func() { return func() {} }
 	if c.info.Config != nil {
 		var errs []*modulev1.AttributeError
 		take, errs = c.info.Config.Check(r.GetConfigJson())
@@ -171,25 +173,18 @@ func (c *control) Configure(ctx context.Context, r *modulev1.ConfigureRequest) (
 	if r.GetDryRun() {
 		return &modulev1.ConfigureResponse{}, nil
 	}
-	take()
+	undo := take()
 	if c.info.Configured == nil {
 		return &modulev1.ConfigureResponse{}, nil
 	}
 	if err := c.info.Configured(ctx, r.GetNode()); err != nil {
-		if errs := attributeErrors(err); len(errs) > 0 {
-			return &modulev1.ConfigureResponse{Errors: errs}, nil
+		undo()
+		if _, ok := status.FromError(err); ok {
+			return nil, err
 		}
-		return nil, asStatus(err)
+		return &modulev1.ConfigureResponse{Errors: attributeErrors(err)}, nil
 	}
 	return &modulev1.ConfigureResponse{}, nil
-}
-
-// asStatus keeps the code of an error that has one; others say that the machine must change.
-func asStatus(err error) error {
-	if _, ok := status.FromError(err); ok {
-		return err
-	}
-	return status.Error(codes.FailedPrecondition, err.Error())
 }
 
 func (c *control) Watch(r *modulev1.WatchRequest, s grpc.ServerStreamingServer[modulev1.WatchEvent]) error {
@@ -229,7 +224,7 @@ func (c *control) Drain(ctx context.Context, _ *modulev1.DrainRequest) (*modulev
 
 // own says whether a method belongs to every module or to gRPC, so that draining does not stop it.
 func own(method string) bool {
-	return len(method) > 18 && method[:18] == "/mosaic.module.v1." || len(method) > 8 && method[:8] == "/grpc.he"
+	return strings.HasPrefix(method, "/mosaic.module.") || strings.HasPrefix(method, "/grpc.")
 }
 
 func (c *control) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
