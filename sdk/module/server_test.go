@@ -208,3 +208,18 @@ func TestQuestionsAreAnsweredInPages(t *testing.T) {
 		t.Errorf("Containers without a host = %v, want DeadlineExceeded", err)
 	}
 }
+
+func TestTheFakeHostOfTestsAnswersAndListens(t *testing.T) {
+	host, events := module.NewHost(), module.NewEvents()
+	c := moduletest.Dial(t, &sample{info: module.Info{Host: host, Events: events}})
+	c.Answer(t, &modulev1.ContainerFact{Id: "a"}, &modulev1.ContainerFact{Id: "b"})
+	if list, err := host.Containers(timeout(t), "b"); err != nil || len(list) != 1 || list[0].GetId() != "b" {
+		t.Errorf("Containers(b) = %v, %v; want b", list, err)
+	}
+	events.Health(modulev1.Health_DEGRADED, "no cgroups")
+	events.Progress("op", 3*time.Second, "formatting")
+	e := c.Next(t, func(e *modulev1.WatchEvent) bool { return e.GetProgress() != nil })
+	if p := e.GetProgress(); p.GetExtendMs() != 3000 || p.GetOperationId() != "op" {
+		t.Errorf("progress %v, want 3 s more for op", p)
+	}
+}

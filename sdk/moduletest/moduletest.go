@@ -5,6 +5,7 @@ package moduletest
 import (
 	"context"
 	"net"
+	"slices"
 	"testing"
 	"time"
 
@@ -83,6 +84,60 @@ func (c *Client) Configure(t testing.TB, config string) []*modulev1.AttributeErr
 		t.Fatalf("Configure(%s): %v", config, err)
 	}
 	return r.GetErrors()
+}
+
+// Answer is a host that answers the module's questions: these containers live here. It ends with the test.
+func (c *Client) Answer(t testing.TB, facts ...*modulev1.ContainerFact) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	s, err := c.Module.Ask(ctx)
+	if err != nil {
+		cancel()
+		t.Fatalf("Ask: %v", err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			q, err := s.Recv()
+			if err != nil {
+				return
+			}
+			page := &modulev1.ContainersReply{}
+			for _, f := range facts {
+				if ids := q.GetContainers().GetIds(); len(ids) == 0 || slices.Contains(ids, f.GetId()) {
+					page.Containers = append(page.Containers, f)
+				}
+			}
+			if s.Send(&modulev1.Reply{Id: q.GetId(), Reply: &modulev1.Reply_Containers{Containers: page}}) != nil {
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-ended
+	})
+}
+
+// Next waits for the first event of Watch that wanted takes.
+func (c *Client) Next(t testing.TB, wanted func(*modulev1.WatchEvent) bool) *modulev1.WatchEvent {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	s, err := c.Module.Watch(ctx, &modulev1.WatchRequest{})
+	if err != nil {
+		t.Fatalf("Watch: %v", err)
+	}
+	for {
+		e, err := s.Recv()
+		if err != nil {
+			t.Fatalf("wait for an event: %v", err)
+		}
+		if wanted(e) {
+			return e
+		}
+	}
 }
 
 // Describe asks for the description.
