@@ -142,7 +142,8 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 	if err := os.MkdirAll(run, 0o711); err != nil {
 		return fmt.Errorf("make the folder for sockets: %w", err)
 	}
-	ctzr, err := newContainerizer(o, workDir, run, store, log)
+	resolver := &secrets{}
+	ctzr, err := newContainerizer(o, workDir, run, store, resolver, log)
 	if err != nil {
 		return err
 	}
@@ -160,11 +161,12 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 	host, err := modulehost.Start(ctx, modulehost.Options{
 		Version: version, Bundle: bundle, RunDir: filepath.Join(run, "m"), LogDir: filepath.Join(workDir, "logs", "modules"),
 		CacheDir: schemaCacheDir(), Cgroup: o.cgroupRoot + "-modules", Node: node, Containers: ctzr, Logger: log, Metrics: metrics,
-	}, moduleConfigs(c))
+	}, ofKinds(c, agentKinds()))
 	if err != nil {
 		return compositionError(err, c)
 	}
 	defer closing(&err, func() error { return withTimeout(ctx, host.Close) })
+	resolver.host = host
 	var isolators []containerizer.Isolator
 	for _, i := range host.Isolators() {
 		isolators = append(isolators, i)
@@ -211,6 +213,7 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.Run(gctx) })
+	g.Go(func() error { return reportOwed(gctx, host, ctzr.Owed) })
 	g.Go(func() error { return serve(gctx, l, edge, nil, log) })
 	err = ended(ctx, g.Wait())
 	if o.ephemeral {
@@ -220,7 +223,7 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 }
 
 // newContainerizer wires launchers, images and the fetcher.
-func newContainerizer(o agentOptions, workDir, run string, store *agent.Store, log *slog.Logger) (*containerizer.Containerizer, error) {
+func newContainerizer(o agentOptions, workDir, run string, store *agent.Store, resolver *secrets, log *slog.Logger) (*containerizer.Containerizer, error) {
 	groups, err := cgroup.Detect()
 	if err != nil && !errors.Is(err, cgroup.ErrNone) {
 		return nil, err
@@ -240,6 +243,7 @@ func newContainerizer(o agentOptions, workDir, run string, store *agent.Store, l
 	return containerizer.New(containerizer.Config{
 		Launchers: launchers, Store: store, Images: images, Fetcher: fetch,
 		RunDir: run, CgroupRoot: o.cgroupRoot, SwitchUser: switchUser(o.composition.Agent), Logger: log,
+		Secret: resolver.resolve,
 		Fence: func(ctx context.Context, path string) error {
 			if groups == nil {
 				return nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -23,8 +22,8 @@ import (
 	modulev1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/module/v1"
 )
 
-// loadConfig reads the operator's file or folder; without one, the default composition. A file with settings only gets
-// the default modules as well: whoever wants none says so with an empty agent of another kind, which nobody has asked for.
+// loadConfig reads the operator's file or folder; without one, the default composition. A file that names no isolator
+// gets the default ones: nobody means to run tasks without any isolation by leaving something out.
 func loadConfig(path string) (*config.Config, error) {
 	if path == "" {
 		return config.Default(), nil
@@ -33,8 +32,11 @@ func loadConfig(path string) (*config.Config, error) {
 	if err != nil {
 		return nil, &exitError{exitFailed, fmt.Errorf("the configuration is refused:\n%w", err)}
 	}
-	if len(c.Modules) == 0 {
-		c.Modules = config.Default().Modules
+	if diags := refuseUnused(c); diags.HasErrors() {
+		return nil, &exitError{exitFailed, fmt.Errorf("the configuration is refused:\n%w", diags)}
+	}
+	if !slices.ContainsFunc(c.Modules, func(m config.Module) bool { return m.Kind == modulehost.KindIsolator }) {
+		c.Modules = append(config.Default().Modules, c.Modules...)
 	}
 	return c, nil
 }
@@ -93,7 +95,7 @@ func diagnose(ctx context.Context, c *config.Config) (config.Diagnostics, error)
 	}
 	var diags hcl.Diagnostics
 	diags = append(diags, modulehost.Validate(opts, modules)...)
-	return config.FromHCL(diags, c.Files), nil
+	return append(refuseUnused(c), config.FromHCL(diags, c.Files)...), nil
 }
 
 // schemaCacheDir is where descriptions of modules are kept by digest.
@@ -190,6 +192,3 @@ var moduleColumns = []column[moduleRow]{
 	{"OWED", true, func(r moduleRow) string { return strconv.Itoa(r.Owed) }},
 	{"DIGEST", true, func(r moduleRow) string { return r.Digest }},
 }
-
-// sortedKeys are a map's keys in order.
-func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

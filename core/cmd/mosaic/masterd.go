@@ -37,6 +37,8 @@ type masterOptions struct {
 	logLevel string
 	insecure bool
 	settings config.Master
+	// composition is what the configuration says.
+	composition *config.Config
 }
 
 func newMaster() *cobra.Command {
@@ -82,7 +84,7 @@ func (o *masterOptions) configure(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	o.settings = c.Master
+	o.settings, o.composition = c.Master, c
 	f := settingsOf(cmd)
 	f.text("log-level", c.LogLevel, &o.logLevel)
 	f.text("listen", c.Master.Listen, &o.listen)
@@ -97,7 +99,7 @@ func (o *masterOptions) configure(cmd *cobra.Command) error {
 const maxMessage = 256 << 20
 
 // runMaster runs a master on an open port until ctx ends.
-func runMaster(ctx context.Context, o masterOptions, l net.Listener, log *slog.Logger) error {
+func runMaster(ctx context.Context, o masterOptions, l net.Listener, log *slog.Logger) (err error) {
 	workDir, err := absolute(o.workDir)
 	if err != nil {
 		return err
@@ -114,6 +116,18 @@ func runMaster(ctx context.Context, o masterOptions, l net.Listener, log *slog.L
 		}
 	}
 	host, port := advertisedHost(l.Addr(), hostname), l.Addr().(*net.TCPAddr).Port
+	metrics := newMetrics()
+	deps := master.Deps{Registry: store, Logger: log}
+	edgeConfig := api.Config{Version: versionInfo(), Metrics: metrics, Log: log}
+	modules, err := masterModules(ctx, o.composition, workDir, log, metrics)
+	if err != nil {
+		return err
+	}
+	if modules != nil {
+		defer closing(&err, func() error { return withTimeout(ctx, modules.Close) })
+		a := approvers{modules.Authorizer()}
+		deps.Approvers, edgeConfig.Approver = a, routes{a}
+	}
 	set := o.settings
 	m, err := master.New(master.Config{
 		AllocationInterval: set.AllocationInterval, OfferTimeout: set.OfferTimeout, PingInterval: set.PingInterval,
@@ -124,17 +138,16 @@ func runMaster(ctx context.Context, o masterOptions, l net.Listener, log *slog.L
 		Flags: map[string]string{
 			"work_dir": workDir, "port": strconv.Itoa(port), "hostname": host, "cluster": o.cluster, "version": version,
 		},
-	}, master.Deps{
-		Registry: store, Logger: log,
-	})
+	}, deps)
 	if err != nil {
 		return err
 	}
+	metrics.MustRegister(m.Collector())
 	rpc := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))
 	m.Register(rpc)
-	edge := api.NewMaster(api.Config{Version: versionInfo(), Metrics: newMetrics(), Log: log}, api.MasterDeps{Master: m, UI: http.HandlerFunc(front)})
+	edge := api.NewMaster(edgeConfig, api.MasterDeps{Master: m, UI: http.HandlerFunc(front)})
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.Run(gctx) })
 	g.Go(func() error { return serve(gctx, l, edge, rpc, log) })
