@@ -53,7 +53,7 @@ func newWatcher(report func(*modulev1.Limitation)) (*watcher, error) {
 	}
 	inotify, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
-		unix.Close(epoll)
+		_ = unix.Close(epoll)
 		return nil, fmt.Errorf("inotify_init: %w", err)
 	}
 	w := &watcher{
@@ -120,14 +120,14 @@ func (w *watcher) followV1(c *watched) error {
 	}
 	text := fmt.Sprintf("%d %d", fd, control.Fd())
 	if err := os.WriteFile(filepath.Join(dir, "cgroup.event_control"), []byte(text), 0); err != nil {
-		unix.Close(fd)
+		_ = unix.Close(fd)
 		return err
 	}
 	c.fd = fd
 	w.byFD[int32(fd)] = c
 	if err := unix.EpollCtl(w.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}); err != nil {
 		delete(w.byFD, int32(fd))
-		unix.Close(fd)
+		_ = unix.Close(fd)
 		return fmt.Errorf("epoll_ctl: %w", err)
 	}
 	return nil
@@ -154,7 +154,7 @@ func (w *watcher) forget(id string) {
 	delete(w.byID, id)
 	if c.fd >= 0 {
 		delete(w.byFD, int32(c.fd))
-		unix.Close(c.fd) // takes it out of epoll as well
+		_ = unix.Close(c.fd) // takes it out of epoll as well
 	}
 	if c.notify >= 0 {
 		delete(w.byNotify, c.notify)

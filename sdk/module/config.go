@@ -107,7 +107,8 @@ func attributeErrors(err error) []*modulev1.AttributeError {
 	var list []*modulev1.AttributeError
 	var walk func(error)
 	walk = func(err error) {
-		if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var joined interface{ Unwrap() []error }
+		if errors.As(err, &joined) {
 			for _, e := range joined.Unwrap() {
 				walk(e)
 			}

@@ -53,7 +53,7 @@ func Dial(t testing.TB, m module.Module) *Client {
 		t.Fatalf("connect to the module: %v", err)
 	}
 	t.Cleanup(func() {
-		conn.Close()
+		_ = conn.Close()
 		s.Stop()
 		<-served
 	})

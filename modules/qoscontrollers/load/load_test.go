@@ -2,6 +2,7 @@ package load_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -56,7 +57,7 @@ func TestRevocableExecutorsGoWhenTheLoadIsAboveAThreshold(t *testing.T) {
 			var got []*qoscontrollerv1.Correction
 			for {
 				r, err := s.Recv()
-				if err == io.EOF {
+				if errors.Is(err, io.EOF) {
 					break
 				}
 				if err != nil {

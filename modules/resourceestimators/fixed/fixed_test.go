@@ -2,6 +2,7 @@ package fixed_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -72,7 +73,7 @@ func TestOneEstimateUntilTheConfigurationChanges(t *testing.T) {
 	if err := s.CloseSend(); err != nil {
 		t.Fatal(err)
 	}
-	if e, err := s.Recv(); err != io.EOF {
+	if e, err := s.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("after the end: %v, %v; want nothing", e, err)
 	}
 }
