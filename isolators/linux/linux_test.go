@@ -82,11 +82,13 @@ func TestCapabilitiesFollowMesos(t *testing.T) {
 
 func TestTheOldFieldOfCapabilitiesStillWorks(t *testing.T) {
 	c := moduletest.Start(t, linux.New(), `{}`)
-	p, err := prepare(c, &mesosv1.LinuxInfo{CapabilityInfo: caps("CHOWN")})
+	l := &mesosv1.LinuxInfo{CapabilityInfo: caps("CHOWN")} //nolint:staticcheck // it is what is tested
+	p, err := prepare(c, l)
 	if err != nil || len(p.GetCapabilities().GetEffective()) != 1 {
 		t.Errorf("Prepare = %v, %v; want one capability", p, err)
 	}
-	if _, err := prepare(c, &mesosv1.LinuxInfo{CapabilityInfo: caps("CHOWN"), EffectiveCapabilities: caps("CHOWN")}); status.Code(err) != codes.InvalidArgument {
+	l.EffectiveCapabilities = caps("CHOWN")
+	if _, err := prepare(c, l); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("Prepare with both fields = %v, want InvalidArgument", err)
 	}
 }
