@@ -172,15 +172,21 @@ func (a *Agent) estimated(rs []*mesosv1.Resource) error {
 		return nil
 	}
 	a.revocable = rs
-	if a.master != nil {
-		a.master.send(&clusterv1.FromAgent{Message: &clusterv1.FromAgent_ResourcesChanged{
-			ResourcesChanged: &clusterv1.ResourcesChanged{
-				TotalResources:          a.info.GetResources(),
-				OversubscribedResources: rs,
-			},
-		}})
-	}
+	a.sendRevocable()
 	return nil
+}
+
+// sendRevocable tells the master what may be lent out, if there is an estimator and a master. mu is held.
+func (a *Agent) sendRevocable() {
+	if a.master == nil || a.deps.Estimate == nil {
+		return
+	}
+	a.master.send(&clusterv1.FromAgent{Message: &clusterv1.FromAgent_ResourcesChanged{
+		ResourcesChanged: &clusterv1.ResourcesChanged{
+			TotalResources:          a.info.GetResources(),
+			OversubscribedResources: a.revocable,
+		},
+	}})
 }
 
 // correct destroys the executor a correction names. Only what runs on revocable resources may be named: the others

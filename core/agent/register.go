@@ -304,6 +304,7 @@ func (a *Agent) registered(ctx context.Context, m *masterConn, r *clusterv1.Regi
 	defer a.mu.Unlock()
 	a.log.Info("registered", "agent", id, "again", old != "", "term", a.term)
 	a.master, a.masterInfo = m, r.GetMaster()
+	a.sendRevocable() // an estimate may have come since hello
 	a.sendAll()
 	return nil
 }
