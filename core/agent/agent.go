@@ -150,26 +150,27 @@ type Agent struct {
 	started time.Time
 	bootID  string
 
-	mu         sync.Mutex // guards all below
-	info       *mesosv1.AgentInfo
-	recovered  bool
-	stopping   bool
-	leaving    bool // shut down by the master
-	arrivals   uint64
-	fatal      error
-	term       uint64
-	drain      *mesosv1.DrainConfig
-	drainSince time.Time
-	frameworks map[FrameworkID]*framework
-	containers map[ContainerID]*executor
-	completed  []*completedFramework
-	queue      []*executor // waiting for a launch slot
-	launching  int         // slots taken
-	slow       int         // launches that gave their slot away
-	master     *masterConn // nil while not connected
-	masterInfo *mesosv1.MasterInfo
-	revocable  []*mesosv1.Resource // the estimator's last word
-	counters   counters
+	mu            sync.Mutex // guards all below
+	info          *mesosv1.AgentInfo
+	recovered     bool
+	stopping      bool
+	leaving       bool // shut down by the master
+	arrivals      uint64
+	fatal         error
+	term          uint64
+	drain         *mesosv1.DrainConfig
+	drainSince    time.Time
+	frameworks    map[FrameworkID]*framework
+	containers    map[ContainerID]*executor
+	completed     []*completedFramework
+	queue         []*executor // waiting for a launch slot
+	launching     int         // slots taken
+	slow          int         // launches that gave their slot away
+	master        *masterConn // nil while not connected
+	masterInfo    *mesosv1.MasterInfo
+	revocable     []*mesosv1.Resource // the estimator's last word
+	toldRevocable []*mesosv1.Resource // what the master was told of it
+	counters      counters
 
 	work       context.Context // of calls to the containerizer; outlives Run's a little, ends before Run does
 	cancelWork context.CancelCauseFunc

@@ -176,11 +176,12 @@ func (a *Agent) estimated(rs []*mesosv1.Resource) error {
 	return nil
 }
 
-// sendRevocable tells the master what may be lent out, if there is an estimator and a master. mu is held.
+// sendRevocable tells the master what may be lent out, if that is not what it was told last. mu is held.
 func (a *Agent) sendRevocable() {
-	if a.master == nil || a.deps.Estimate == nil {
+	if a.master == nil || resources.New(a.revocable...).Equal(resources.New(a.toldRevocable...)) {
 		return
 	}
+	a.toldRevocable = a.revocable
 	a.master.send(&clusterv1.FromAgent{Message: &clusterv1.FromAgent_ResourcesChanged{
 		ResourcesChanged: &clusterv1.ResourcesChanged{
 			TotalResources:          a.info.GetResources(),

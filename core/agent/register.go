@@ -193,6 +193,7 @@ func (a *Agent) obey(m *masterConn, msg *clusterv1.ToAgent) {
 func (a *Agent) hello() *clusterv1.Hello {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.toldRevocable = a.revocable
 	h := &clusterv1.Hello{
 		Agent:                   a.info,
 		Version:                 a.cfg.Version.GetVersion(),
