@@ -32,6 +32,13 @@ const (
 	path      = "/api/v1/scheduler"
 	// callTimeout bounds one call other than SUBSCRIBE. Masters answer at once; ten seconds is a master in trouble.
 	callTimeout = 10 * time.Second
+	// subscribeTimeout bounds the wait for the answer to SUBSCRIBE. A master asks its authorizer before it answers, and
+	// after a failover thousands of frameworks come at once.
+	subscribeTimeout = 30 * time.Second
+	// firstSilence is how long a stream may be silent before SUBSCRIBED has said how often heartbeats come.
+	firstSilence = time.Minute
+	// maxRedirects is how often SUBSCRIBE is sent on: masters that disagree on who leads settle it within a retry or two.
+	maxRedirects = 4
 	// missedHeartbeats is how many heartbeats may fail to come before the stream counts as dead.
 	missedHeartbeats = 3
 	// maxEvent bounds one event. Offers of some thousand agents are a few MiB.
@@ -100,8 +107,17 @@ func New(cfg Config) *Client {
 	t.DisableCompression = true
 	return &Client{
 		cfg: cfg, log: log, framework: cfg.Framework.CloneVT(),
-		hc: &http.Client{Transport: t},
+		hc: &http.Client{Transport: t, CheckRedirect: redirected},
 	}
+}
+
+// redirected sends a call on to the master that a redirect names. Only its host counts: not every master says the path.
+func redirected(req *http.Request, via []*http.Request) error {
+	if len(via) > maxRedirects {
+		return fmt.Errorf("redirected %d times", len(via))
+	}
+	req.URL.Path, req.URL.RawQuery = path, ""
+	return nil
 }
 
 // FrameworkID is the id that the master gave, or nil before the first SUBSCRIBED.
@@ -120,6 +136,7 @@ func (c *Client) Run(ctx context.Context, handle func(context.Context, *schedule
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval = 100 * time.Millisecond
 	b.MaxInterval = c.cfg.MaxBackoff
+	defer c.hc.CloseIdleConnections()
 	lost := time.Now()
 	for {
 		subscribed, err := c.session(ctx, handle)
@@ -168,32 +185,34 @@ func unwrapHandler(err error) error {
 
 // session is one subscription from SUBSCRIBE to the end of the stream. It says whether SUBSCRIBED came.
 func (c *Client) session(ctx context.Context, handle func(context.Context, *schedulerv1.Event) error) (bool, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	c.mu.Lock()
 	framework := c.framework.CloneVT()
 	c.mu.Unlock()
 	again := framework.GetId() != nil
+	watchdog := time.AfterFunc(subscribeTimeout, func() { cancel(errSilent) })
+	defer watchdog.Stop()
 	resp, err := c.subscribe(ctx, framework)
 	if err != nil {
-		return false, err
+		return false, orSilent(ctx, err)
 	}
 	defer resp.Body.Close()
 	defer c.setStream("", "")
 
-	// Until SUBSCRIBED says how often heartbeats come, silence of a minute is a dead master.
-	silence := time.Minute
-	watchdog := time.AfterFunc(silence, cancel)
-	defer watchdog.Stop()
-
+	silence := firstSilence
 	events := recordio.NewReader(resp.Body, maxEvent)
 	subscribed := false
 	for {
+		watchdog.Reset(silence)
 		record, err := events.Next()
 		if err != nil {
-			return subscribed, fmt.Errorf("read events: %w", err)
+			return subscribed, orSilent(ctx, fmt.Errorf("read events: %w", err))
 		}
-		watchdog.Reset(silence)
+		// The handler may take its time: that is not the master's silence.
+		if !watchdog.Stop() {
+			return subscribed, errSilent
+		}
 		event := &schedulerv1.Event{}
 		if err := event.UnmarshalVT(record); err != nil {
 			return subscribed, fmt.Errorf("decode event: %w", err)
@@ -220,6 +239,17 @@ func (c *Client) session(ctx context.Context, handle func(context.Context, *sche
 			c.log.Warn("follow up on event", "type", event.GetType(), "error", err)
 		}
 	}
+}
+
+// errSilent ends a session with a master that says nothing any more. Run subscribes again.
+var errSilent = errors.New("the master is silent")
+
+// orSilent is the reason of a failed call or read: the master's silence, if that is what ended the session.
+func orSilent(ctx context.Context, err error) error {
+	if errors.Is(context.Cause(ctx), errSilent) {
+		return errSilent
+	}
+	return err
 }
 
 // afterEvent does what every framework must: acknowledge updates, reconcile after a reconnection.
