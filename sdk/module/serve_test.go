@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/mosaic-cluster/mosaic/sdk/module"
 	isolatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/isolator/v1"
@@ -172,5 +174,53 @@ func TestByHandItSaysWhatItIs(t *testing.T) {
 		if !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.Contains(string(out), test.want) {
 			t.Errorf("%s: %v with %q, want exit code 2 and %q", name, err, out, test.want)
 		}
+	}
+}
+
+func TestALostErrorStreamDoesNotKillTheProcess(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	c := exec.CommandContext(ctx, os.Args[0])
+	c.Env = append(os.Environ(), "MOSAIC_TEST_MAIN=serve", "MOSAIC_MODULE=mosaic.module.v1", "PLUGIN_PROTOCOL_VERSIONS=1", "PLUGIN_UNIX_SOCKET_DIR="+t.TempDir())
+	input, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	output, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reading, writing, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Stderr = writing
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	writing.Close()
+	reading.Close() // from here on, each log line is a broken pipe
+	out := bufio.NewReader(output)
+	line, err := out.ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := grpc.NewClient("unix:"+strings.Split(line, "|")[3], grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for i := range 3 { // each prints and logs
+		if _, err := isolatorv1.NewIsolatorClient(conn).Prepare(ctx, &isolatorv1.PrepareRequest{}); err != nil {
+			t.Fatalf("Prepare %d with nobody to read the log: %v", i, err)
+		}
+	}
+	input.Close()
+	rest, err := io.ReadAll(out)
+	if err != nil || len(rest) != 0 {
+		t.Errorf("standard output has more than the handshake: %q, %v", rest, err)
+	}
+	if err := c.Wait(); err != nil {
+		t.Errorf("after the end of its input: %v, want exit code 0", err)
 	}
 }
