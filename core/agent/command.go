@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"syscall"
@@ -237,7 +238,7 @@ func outcome(t *task, was phase, end *containerTermination, err error) *mesosv1.
 		s.Reason = mesosv1.TaskStatus_REASON_TASK_KILLED_DURING_LAUNCH.Enum()
 		s.Source = mesosv1.TaskStatus_SOURCE_AGENT.Enum()
 		s.Message = new("the task was killed while it was being launched")
-		if err == errKilledBeforeLaunch {
+		if errors.Is(err, errKilledBeforeLaunch) {
 			s.Message = new(err.Error())
 		}
 	case killed:

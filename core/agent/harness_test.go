@@ -269,7 +269,6 @@ type world struct {
 	store  *Store
 	cancel context.CancelFunc
 	done   chan error
-	logs   *strings.Builder
 }
 
 func newWorld(t *testing.T) *world {

@@ -184,7 +184,7 @@ func (a *agentEdge) attachInput(w http.ResponseWriter, r *http.Request, principa
 	records := recordio.NewReader(r.Body, maxInputRecord)
 	next := func() (*agentv1.Call_AttachContainerInput, error) {
 		record, err := records.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil, io.EOF
 		}
 		if err != nil {
@@ -203,7 +203,7 @@ func (a *agentEdge) attachInput(w http.ResponseWriter, r *http.Request, principa
 		return call.GetAttachContainerInput(), nil
 	}
 	first, err := next()
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return statusf(http.StatusBadRequest, "Received EOF while reading request body")
 	}
 	if err != nil {

@@ -173,7 +173,7 @@ func (e *edge) list(ctx context.Context, principal, virtual string) ([]*mesosv1.
 		return nil, nil
 	}
 	names, err := o.Readdirnames(maxBrowse)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fileError(virtual, err)
 	}
 	slices.Sort(names)
@@ -225,7 +225,7 @@ func (e *edge) readFile(ctx context.Context, principal, virtual string, offset u
 	}
 	data = make([]byte, n)
 	got, err := o.ReadAt(data, int64(offset))
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, 0, fileError(virtual, err)
 	}
 	return data[:got], size, nil

@@ -92,7 +92,7 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	defer func() {
 		v := recover()
-		if v != nil && v != http.ErrAbortHandler {
+		if v != nil && v != http.ErrAbortHandler { //nolint:errorlint // what was panicked with, not a chain
 			s.log.Error("handler panicked", "route", name, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
 			if w.status == 0 {
 				writeError(w, http.StatusInternalServerError, "Internal error")

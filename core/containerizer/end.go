@@ -193,7 +193,7 @@ type discarder interface {
 // settle repeats the dismantling until nothing is owed, then waits for the agent to let go of the container, drops it
 // from the store and frees its id. It returns early when the containerizer is closed; Recover takes it up again then.
 func (c *Containerizer) settle(ct *container, owed error) {
-	if owed == errUntried {
+	if errors.Is(owed, errUntried) {
 		// How it ended is written before what tells it (the shim's record) is removed.
 		if err := c.save(c.life, ct); err != nil && c.life.Err() == nil {
 			c.log.Error("end of a container is not written", "error", err)

@@ -313,7 +313,7 @@ func TestMasterRestartKeepsTasksAndIds(t *testing.T) {
 		}
 		// An unknown task gets no answer while an agent that may run it is expected back.
 		g := &scheduler{c: next, info: info.CloneVT()}
-		events = g.subscribe()
+		_ = g.subscribe()
 		if g.id != f.id {
 			t.Fatalf("framework id = %q, want %q", g.id, f.id)
 		}
@@ -371,7 +371,7 @@ func TestAgentsBringTheirFrameworksToANewMaster(t *testing.T) {
 		}
 		_ = other
 		g := &scheduler{c: next, info: f.info.CloneVT()}
-		events = g.subscribe()
+		_ = g.subscribe()
 		if g.id != f.id {
 			t.Errorf("id = %q, want %q", g.id, f.id)
 		}

@@ -332,7 +332,6 @@ type fakeAgent struct {
 	frameworks map[string]*mesosv1.FrameworkInfo
 	uuids      byte
 	onReceive  func(*clusterv1.ToAgent) bool // optional; true if that was all
-	port       int32
 }
 
 func (c *cluster) agent(text string) *fakeAgent {

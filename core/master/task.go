@@ -27,7 +27,6 @@ type task struct {
 
 func (t *task) id() string               { return t.proto.GetTaskId().GetValue() }
 func (t *task) state() mesosv1.TaskState { return t.proto.GetState() }
-func (t *task) executorID() string       { return t.proto.GetExecutorId().GetValue() }
 
 // terminal says whether nothing follows a state.
 func terminal(s mesosv1.TaskState) bool {

@@ -220,16 +220,6 @@ func members(folder string) ([]int, error) {
 	return pids, nil
 }
 
-// add moves a process in, for machines where it could not be born inside.
-func (g *moduleCgroup) add(pid int) error {
-	for _, folder := range g.folders() {
-		if err := os.WriteFile(filepath.Join(folder, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func (g *moduleCgroup) folders() []string {
 	if g.unified != "" {
 		return []string{g.unified}

@@ -253,7 +253,6 @@ func (l *life) connect(address string) error {
 		grpc.WithDisableServiceConfig(),
 		grpc.WithNoProxy(),
 		grpc.WithIdleTimeout(0),
-		grpc.WithSharedWriteBuffer(true),
 	)
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)

@@ -52,7 +52,7 @@ func without(list, bound []string) string {
 // As in Mesos effective capabilities are given in all sets, so that a program keeps them whoever runs it, and bound it
 // where no other bound is set. Outside the bound a launch fails.
 func capabilities(cfg *Config, asked *mesosv1.LinuxInfo) (*containerv1.Capabilities, error) {
-	old := asked.GetCapabilityInfo() //nolint:staticcheck // frameworks of before Mesos 1.4 still send it
+	old := asked.GetCapabilityInfo() // frameworks of before Mesos 1.4 still send it
 	if asked.GetEffectiveCapabilities() != nil && old != nil {
 		return nil, module.InvalidArgument("got effective_capabilities and the older capability_info, want one of them")
 	}

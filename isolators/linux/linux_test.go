@@ -82,7 +82,7 @@ func TestCapabilitiesFollowMesos(t *testing.T) {
 
 func TestTheOldFieldOfCapabilitiesStillWorks(t *testing.T) {
 	c := moduletest.Start(t, linux.New(), `{}`)
-	l := &mesosv1.LinuxInfo{CapabilityInfo: caps("CHOWN")} //nolint:staticcheck // it is what is tested
+	l := &mesosv1.LinuxInfo{CapabilityInfo: caps("CHOWN")} // it is what is tested
 	p, err := prepare(c, l)
 	if err != nil || len(p.GetCapabilities().GetEffective()) != 1 {
 		t.Errorf("Prepare = %v, %v; want one capability", p, err)

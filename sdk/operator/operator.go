@@ -133,7 +133,7 @@ func unwrapURL(err error) error {
 		if !ok || u.Unwrap() == nil {
 			return err
 		}
-		if _, isNet := err.(*net.OpError); isNet {
+		if _, isNet := err.(*net.OpError); isNet { //nolint:errorlint // this link of the chain, not one below it
 			return err
 		}
 		err = u.Unwrap()

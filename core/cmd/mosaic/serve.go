@@ -78,7 +78,7 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, rpc *grpc.Server
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	if srv.Shutdown(stop) != nil {
-		srv.Close()
+		_ = srv.Close()
 	}
 	if rpc != nil {
 		rpc.Stop()

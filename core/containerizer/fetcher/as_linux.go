@@ -66,7 +66,7 @@ func become(uid, gid uint32, groups []uint32) error {
 // setfs makes one of the two calls that tell no error but the value before: asked a second time, with one that is
 // never valid, they tell what holds.
 func setfs(call uintptr, id uint32) error {
-	unix.RawSyscall(call, uintptr(id), 0, 0)
+	_, _, _ = unix.RawSyscall(call, uintptr(id), 0, 0)
 	if now, _, _ := unix.RawSyscall(call, uintptr(^uint32(0)), 0, 0); uint32(now) != id {
 		return fmt.Errorf("set file system id %d: got %d", id, uint32(now))
 	}

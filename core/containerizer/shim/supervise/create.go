@@ -179,7 +179,7 @@ func (s *supervisor) openFiles() ([]int, error) {
 	}
 	files := []int{null}
 	for _, name := range []string{s.spec.Stdout, s.spec.Stderr} {
-		fd := -1
+		var fd int
 		if name == "" {
 			fd, err = syscall.Open("/dev/null", syscall.O_WRONLY|syscall.O_CLOEXEC, 0)
 		} else {
