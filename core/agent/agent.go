@@ -169,6 +169,8 @@ type Agent struct {
 	master        *masterConn // nil while not connected
 	masterInfo    *mesosv1.MasterInfo
 	revocable     []*mesosv1.Resource // the estimator's last word
+	holdings      holdings
+	operations    map[string]*operation // by uuid; those the master has not acknowledged
 	toldRevocable []*mesosv1.Resource // what the master was told of it
 	counters      counters
 
@@ -213,6 +215,9 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	}
 	a.work, a.cancelWork = context.WithCancelCause(context.Background())
 	if err := a.recoverIdentity(); err != nil {
+		return nil, fmt.Errorf("recover agent: %w", err)
+	}
+	if err := a.recoverHoldings(); err != nil {
 		return nil, fmt.Errorf("recover agent: %w", err)
 	}
 	return a, nil

@@ -39,6 +39,7 @@ func (a *Agent) containerOf(e *executor) *containerv1.Container {
 		c.ContainerInfo = e.info.GetContainer()
 	}
 	c.Resources, c.Limits = e.resources()
+	c.Resources = a.placeVolumes(c.Resources)
 	c.User = e.framework.user(c.GetCommand())
 	if a.cfg.KeepUser {
 		c.User = strconv.Itoa(os.Geteuid())

@@ -38,27 +38,3 @@ func (a *Agent) runTaskGroup(m *clusterv1.RunTaskGroup) {
 		a.forgetFramework(c, f)
 	})
 }
-
-// applyOperation refuses operations on resources, which this agent does not have yet. One without id wants no
-// answer; the master has then the agent's next totals to go by.
-func (a *Agent) applyOperation(m *clusterv1.ApplyOperation) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	op := m.GetOperation()
-	a.log.Warn("refused an operation", "framework", m.GetFrameworkId(), "type", op.GetType())
-	if a.master == nil {
-		return
-	}
-	s := &mesosv1.OperationStatus{
-		OperationId: op.GetId(),
-		State:       mesosv1.OperationState_OPERATION_ERROR.Enum(),
-		Message:     new("this agent applies no operations to its resources"),
-		AgentId:     a.info.GetId(),
-	}
-	a.master.send(&clusterv1.FromAgent{Message: &clusterv1.FromAgent_OperationUpdate{OperationUpdate: &clusterv1.OperationUpdate{
-		FrameworkId:   m.GetFrameworkId(),
-		Status:        s,
-		LatestStatus:  s,
-		OperationUuid: m.GetOperationUuid(),
-	}}})
-}

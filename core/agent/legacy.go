@@ -170,7 +170,7 @@ func (a *Agent) legacyState() []byte {
 		b = message(b, "drain_config", a.drain)
 		b = number(b, "estimated_drain_start_time_seconds", seconds(a.drainSince))
 	}
-	total := resources.New(a.info.GetResources()...).Add(resources.New(a.revocable...))
+	total := a.holdings.total.Add(resources.New(a.revocable...))
 	var used resources.Set
 	for _, e := range a.containers {
 		if e.phase != phaseTerminated {

@@ -70,7 +70,7 @@ func (a *Agent) recoverIdentity() error {
 // destroyed as orphans.
 func (a *Agent) forgetAll() error {
 	ops := []op{{bucketAgent, keyInfo, nil}, {bucketAgent, keyDrain, nil}}
-	for _, b := range [][]byte{bucketFrameworks, bucketExecutors, bucketTasks, bucketProgress, bucketUpdates} {
+	for _, b := range [][]byte{bucketFrameworks, bucketExecutors, bucketTasks, bucketProgress, bucketUpdates, bucketOperations} {
 		err := a.store.each(b, func(key, _ []byte) error {
 			ops = append(ops, op{b, bytes.Clone(key), nil})
 			return nil
@@ -119,6 +119,7 @@ func (a *Agent) recover(ctx context.Context) error {
 		checkpoints[ContainerID(cp.GetContainer().GetId())] = cp
 	}
 
+	a.recoverVolumes()
 	var c change
 	waiting := 0
 	for _, f := range a.sortedFrameworks() {

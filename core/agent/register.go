@@ -174,6 +174,8 @@ func (a *Agent) obey(m *masterConn, msg *clusterv1.ToAgent) {
 		a.updateFramework(x.UpdateFramework)
 	case *clusterv1.ToAgent_ApplyOperation:
 		a.applyOperation(x.ApplyOperation)
+	case *clusterv1.ToAgent_AcknowledgeOperation:
+		a.acknowledgeOperation(x.AcknowledgeOperation)
 	case *clusterv1.ToAgent_Drain:
 		a.startDrain(x.Drain.GetConfig())
 	case *clusterv1.ToAgent_Shutdown:
@@ -199,13 +201,14 @@ func (a *Agent) hello() *clusterv1.Hello {
 		Version:                 a.cfg.Version.GetVersion(),
 		Capabilities:            capabilities(),
 		Session:                 uuid.NewString(),
-		TotalResources:          a.info.GetResources(),
+		TotalResources:          a.holdings.total.Resources(),
 		OversubscribedResources: a.revocable,
 		DrainConfig:             a.drain,
 	}
 	if a.info.GetId() == nil {
 		return h
 	}
+	h.Operations = a.operationRecords()
 	for _, f := range a.frameworks {
 		h.Frameworks = append(h.Frameworks, f.info)
 		for _, t := range f.tasks {
@@ -236,6 +239,8 @@ func capabilities() []string {
 		mesosv1.AgentInfo_Capability_RESERVATION_REFINEMENT,
 		mesosv1.AgentInfo_Capability_AGENT_DRAINING,
 		mesosv1.AgentInfo_Capability_TASK_RESOURCE_LIMITS,
+		mesosv1.AgentInfo_Capability_AGENT_OPERATION_FEEDBACK,
+		mesosv1.AgentInfo_Capability_RESIZE_VOLUME,
 	} {
 		names = append(names, c.String())
 	}
@@ -307,6 +312,7 @@ func (a *Agent) registered(ctx context.Context, m *masterConn, r *clusterv1.Regi
 	a.master, a.masterInfo = m, r.GetMaster()
 	a.sendRevocable() // an estimate may have come since hello
 	a.sendAll()
+	a.sendOperations()
 	return nil
 }
 

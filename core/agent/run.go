@@ -89,6 +89,9 @@ func (a *Agent) refusal(f *framework, info *mesosv1.TaskInfo) (mesosv1.TaskState
 	case info.GetExecutor() == nil && info.GetCommand() == nil:
 		return invalid("the task has neither command nor executor")
 	}
+	if err := a.unknownResources(info.GetResources()); err != nil {
+		return mesosv1.TaskState_TASK_DROPPED, mesosv1.TaskStatus_REASON_RESOURCES_UNKNOWN, err.Error()
+	}
 	if x := info.GetExecutor(); x != nil {
 		if err := checkID(x.GetExecutorId().GetValue()); err != nil {
 			return invalid("executor id: %v", err)
