@@ -304,6 +304,13 @@ func (g *Group) makeV2() error {
 }
 
 func (g *Group) enable(dir string) {
+	if dir != g.h.unified {
+		// A group with processes of its own cannot hand on memory or io, but processor and pids it can: it then becomes
+		// the root of a threaded subtree, and no process may enter what is below it.
+		if pids, err := procs(dir); err != nil || len(pids) > 0 {
+			return
+		}
+	}
 	b, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control"))
 	if err != nil {
 		return
