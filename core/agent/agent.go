@@ -171,7 +171,7 @@ type Agent struct {
 	revocable     []*mesosv1.Resource // the estimator's last word
 	holdings      holdings
 	operations    map[string]*operation // by uuid; those the master has not acknowledged
-	toldRevocable []*mesosv1.Resource // what the master was told of it
+	toldRevocable []*mesosv1.Resource   // what the master was told of it
 	counters      counters
 
 	work       context.Context // of calls to the containerizer; outlives Run's a little, ends before Run does

@@ -100,15 +100,14 @@ func (a *Agent) placeVolumes(rs []*mesosv1.Resource) []*mesosv1.Resource {
 		if r.GetDisk().GetPersistence() == nil || r.GetDisk().GetVolume() == nil {
 			continue
 		}
-		dir, err := a.volumeDir(r)
-		if err != nil {
-			continue // the launch is refused for a volume that is nowhere
-		}
 		if out == nil {
 			out = slices.Clone(rs)
 		}
 		out[i] = r.CloneVT()
-		out[i].Disk.Volume.HostPath = &dir
+		out[i].Disk.Volume.HostPath = nil // whoever set it, it is the agent's to say
+		if dir, err := a.volumeDir(r); err == nil {
+			out[i].Disk.Volume.HostPath = &dir
+		} // else the launch is refused, for a volume that is nowhere
 	}
 	if out == nil {
 		return rs

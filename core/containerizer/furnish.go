@@ -78,6 +78,9 @@ func (c *Containerizer) fill(ctx context.Context, spec *containerv1.Container, r
 	if err := c.makeSandbox(spec.GetSandbox(), user); err != nil {
 		return fmt.Errorf("make sandbox: %w", err)
 	}
+	if err := c.handOver(spec, user, imageOf(spec) == ""); err != nil {
+		return err
+	}
 	uris := spec.GetCommand().GetUris()
 	if len(uris) == 0 {
 		return nil
@@ -169,8 +172,8 @@ func imageOf(spec *containerv1.Container) string {
 	return name
 }
 
-// addOwnMounts adds what a container with its own root filesystem needs whatever its isolators say: its sandbox, and,
-// while it shares the host's network, the host's names. What an isolator mounts at the same place goes before.
+// addOwnMounts adds what a container with its own root filesystem needs whatever its isolators say: its sandbox, its
+// persistent volumes, and, while it shares the host's network, the host's names. What an isolator mounts at the same place goes before.
 func addOwnMounts(spec *containerv1.Container, merged *containerv1.Spec) error {
 	if spec.GetRootfs() == "" {
 		return nil
@@ -187,9 +190,18 @@ func addOwnMounts(spec *containerv1.Container, merged *containerv1.Spec) error {
 			}
 		}
 	}
+	volumes, err := volumeMounts(spec)
+	if err != nil {
+		return err
+	}
+	own = append(own, volumes...)
 	for n, mount := range own {
-		if first, taken := merged.Owners["mounts."+mount.Destination]; taken {
-			return fmt.Errorf("isolator(%s) set mounts.%s, which is the sandbox's place", first, mount.Destination)
+		first, taken := merged.Owners["mounts."+mount.Destination]
+		switch {
+		case taken && first == agentOwner:
+			return fmt.Errorf("mounts.%s is the place of two volumes", mount.Destination)
+		case taken:
+			return fmt.Errorf("isolator(%s) set mounts.%s, which is the place of the sandbox or of a persistent volume", first, mount.Destination)
 		}
 		merged.Owners["mounts."+mount.Destination] = agentOwner
 		if n == 0 { // first of all, so that isolators can mount below it

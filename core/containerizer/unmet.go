@@ -27,7 +27,9 @@ func unmet(spec *containerv1.Container, merged *containerv1.Spec) error {
 		}
 	}
 	for _, r := range spec.GetResources() {
-		if v := r.GetDisk().GetVolume(); v != nil && !mounted(v.GetContainerPath()) {
+		v := r.GetDisk().GetVolume()
+		furnished := r.GetDisk().GetPersistence() != nil && v.GetHostPath() != "" // by the agent: volume.go
+		if v != nil && !furnished && !mounted(v.GetContainerPath()) {
 			return fmt.Errorf("persistent volume at %s: no isolator of this agent mounts it", v.GetContainerPath())
 		}
 	}
