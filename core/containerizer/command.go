@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,10 +19,10 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 // request puts together what the launcher is to create.
 func (c *Containerizer) request(ctx context.Context, spec *containerv1.Container, merged *containerv1.Proposal, who launcher.User) (*launcher.Request, error) {
-	argv := merged.GetArguments()
+	path, argv := "", merged.GetArguments()
 	if len(argv) == 0 {
 		var err error
-		if argv, err = commandLine(spec.GetCommand(), spec.GetImageConfig()); err != nil {
+		if path, argv, err = commandLine(spec.GetCommand(), spec.GetImageConfig()); err != nil {
 			return nil, err
 		}
 	}
@@ -39,7 +38,7 @@ func (c *Containerizer) request(ctx context.Context, spec *containerv1.Container
 		dir = inContainer(spec)
 	}
 	return &launcher.Request{
-		Container: spec, Proposal: merged, Argv: argv, Env: env, Dir: path.Clean("/" + dir), User: who,
+		Container: spec, Proposal: merged, Path: path, Argv: argv, Env: env, Dir: filepath.Clean("/" + dir), User: who,
 		Stdout: filepath.Join(spec.GetSandbox(), "stdout"), Stderr: filepath.Join(spec.GetSandbox(), "stderr"),
 		RunDir: filepath.Join(c.runDir, shortName(spec.GetId())),
 	}, nil
@@ -60,35 +59,35 @@ func inContainer(spec *containerv1.Container) string {
 //	no     no     no        | error    C                 E              E + C
 //	no     no     yes       | error    C[0] + arguments  E + arguments  E + arguments
 //	no     yes    no        | value
-//	no     yes    yes       | value + arguments[1:], arguments[0] being the name it is called by
+//	no     yes    yes       | value, called by the name arguments[0], + arguments[1:]
 //	yes    no     any       | error
 //	yes    yes    any       | /bin/sh -c value
 //
-// Without image and without value there is nothing to run, also when there are arguments.
-func commandLine(command *mesosv1.CommandInfo, image *containerv1.ImageConfig) ([]string, error) {
+// Without image and without value there is nothing to run, also when there are arguments. path is the program, "" where
+// it is what argv begins with.
+func commandLine(command *mesosv1.CommandInfo, image *containerv1.ImageConfig) (path string, argv []string, err error) {
 	entry, args := image.GetEntrypoint(), command.GetArguments()
 	switch {
 	case command.GetShell():
 		if command.GetValue() == "" {
-			return nil, errors.New("command: got shell without value, want a value to give to the shell")
+			return "", nil, errors.New("command: got shell without value, want a value to give to the shell")
 		}
-		return []string{"/bin/sh", "-c", command.GetValue()}, nil
+		return "", []string{"/bin/sh", "-c", command.GetValue()}, nil
 	case command.GetValue() != "":
-		argv := []string{command.GetValue()}
 		if len(args) > 0 {
-			argv = append(argv, args[1:]...)
+			return command.GetValue(), slices.Clone(args), nil
 		}
-		return argv, nil
+		return "", []string{command.GetValue()}, nil
 	case len(entry) > 0 && len(args) > 0:
-		return slices.Concat(entry, args), nil
+		return "", slices.Concat(entry, args), nil
 	case len(entry) > 0:
-		return slices.Concat(entry, image.GetCmd()), nil
+		return "", slices.Concat(entry, image.GetCmd()), nil
 	case len(image.GetCmd()) > 0 && len(args) > 0:
-		return slices.Concat(image.GetCmd()[:1], args), nil
+		return "", slices.Concat(image.GetCmd()[:1], args), nil
 	case len(image.GetCmd()) > 0:
-		return slices.Clone(image.GetCmd()), nil
+		return "", slices.Clone(image.GetCmd()), nil
 	}
-	return nil, errors.New("command: got neither value nor an image with entrypoint or command, want one of them")
+	return "", nil, errors.New("command: got neither value nor an image with entrypoint or command, want one of them")
 }
 
 // environment joins the variables, each over those before it: what the agent inherited, the image's, the isolators',

@@ -26,7 +26,7 @@ func TestCommandLineFollowsMesossTable(t *testing.T) {
 		{false, "", "", failure, "c0 c1", "e0 e1", "e0 e1 c0 c1"},
 		{false, "", "a0 a1", failure, "c0 a0 a1", "e0 e1 a0 a1", "e0 e1 a0 a1"},
 		{false, "v", "", "v", "v", "v", "v"},
-		{false, "v", "a0 a1", "v a1", "v a1", "v a1", "v a1"},
+		{false, "v", "a0 a1", "v: a0 a1", "v: a0 a1", "v: a0 a1", "v: a0 a1"},
 		{true, "", "", failure, failure, failure, failure},
 		{true, "", "a0", failure, failure, failure, failure},
 		{true, "v w", "", "/bin/sh -c v w", "/bin/sh -c v w", "/bin/sh -c v w", "/bin/sh -c v w"},
@@ -42,8 +42,11 @@ func TestCommandLineFollowsMesossTable(t *testing.T) {
 			if x.value != "" {
 				command.Value = &x.value
 			}
-			argv, err := commandLine(command, image)
+			path, argv, err := commandLine(command, image)
 			got := strings.Join(argv, " ")
+			if path != "" {
+				got = path + ": " + got
+			}
 			if err != nil {
 				got = failure
 			}
@@ -56,7 +59,7 @@ func TestCommandLineFollowsMesossTable(t *testing.T) {
 
 func TestShellIsTheDefault(t *testing.T) {
 	value := "echo hi"
-	if got, err := commandLine(&mesosv1.CommandInfo{Value: &value}, nil); err != nil || !slices.Equal(got, []string{"/bin/sh", "-c", "echo hi"}) {
+	if path, got, err := commandLine(&mesosv1.CommandInfo{Value: &value}, nil); err != nil || path != "" || !slices.Equal(got, []string{"/bin/sh", "-c", "echo hi"}) {
 		t.Errorf("commandLine without shell: got %q, %v, want the shell", got, err)
 	}
 }
@@ -99,13 +102,13 @@ func TestMergeKeepsOrderAndOwners(t *testing.T) {
 		{"a", &containerv1.Proposal{
 			Mounts: []*containerv1.Mount{{Destination: "/a"}}, MaskedPaths: []string{"/proc/kcore"},
 			Cgroup: &containerv1.CgroupResources{CpuShares: &n, DeviceRules: []*containerv1.DeviceRule{{Type: "a"}}, Files: map[string]string{"x": "1"}},
-		}},
-		{"none", nil},
+		}, ""},
+		{"none", nil, ""},
 		{"b", &containerv1.Proposal{
 			Mounts: []*containerv1.Mount{{Destination: "/a/b"}}, MaskedPaths: []string{"/proc/kcore", "/proc/keys"},
 			Cgroup:          &containerv1.CgroupResources{CpusetCpus: "0-1", DeviceRules: []*containerv1.DeviceRule{{Type: "c"}}, Files: map[string]string{"y": "1"}},
 			NoNewPrivileges: new(false), Arguments: []string{"x"},
-		}},
+		}, ""},
 	})
 	if err != nil {
 		t.Fatalf("merge: %v", err)
@@ -144,8 +147,8 @@ func TestEveryFieldSetTwiceIsAConflict(t *testing.T) {
 		"hostname":              {Hostname: "x"},
 		"windows_job":           {WindowsJob: &containerv1.WindowsJob{}},
 	} {
-		_, err := merge([]answer{{"a", p}, {"b", p}})
-		if want := "isolator(a) and isolator(b) both set " + field; err == nil || err.Error() != want {
+		_, err := merge([]answer{{"a", p, ""}, {"b", p, "agent.hcl:7"}})
+		if want := "isolator(a) and isolator(b) (agent.hcl:7) both set " + field + ": drop one of them, or withhold the power with `allow`"; err == nil || err.Error() != want {
 			t.Errorf("merge: got %v, want %s", err, want)
 		}
 	}

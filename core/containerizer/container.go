@@ -18,7 +18,8 @@ import (
 // container is one container in memory. The messages it points to are replaced, never changed, so that a checkpoint
 // or a record made of them stays true while it is being written or sent.
 type container struct {
-	id string
+	id    string
+	debug bool // of class DEBUG: not stored (debug.go)
 
 	ended    chan struct{} // closed when termination is set
 	launched chan struct{} // closed when no launch is under way
@@ -66,7 +67,7 @@ type container struct {
 
 func newContainer(spec *containerv1.Container) *container {
 	ct := &container{
-		id: spec.GetId(), spec: spec,
+		id: spec.GetId(), debug: spec.GetClass() == containerv1.Container_DEBUG, spec: spec,
 		ended: make(chan struct{}), launched: make(chan struct{}), gone: make(chan struct{}), dropped: make(chan struct{}),
 		changing: make(chan struct{}, 1),
 		phase:    containerv1.Checkpoint_PREPARING,
@@ -102,7 +103,7 @@ func (c *Containerizer) save(ctx context.Context, ct *container) error {
 	ct.mu.Unlock()
 	ct.saving.Lock()
 	defer ct.saving.Unlock()
-	if ct.deleted || ct.saved >= want && ct.saved > 0 {
+	if ct.debug || ct.deleted || ct.saved >= want && ct.saved > 0 {
 		return nil
 	}
 	cp, version := ct.checkpoint()

@@ -281,10 +281,8 @@ func (c *Containerizer) Destroy(ctx context.Context, id string, why *containerv1
 	if err != nil {
 		return err
 	}
-	for _, child := range c.childrenOf(id) {
-		if err := c.Destroy(ctx, child, nil); err != nil && !errors.Is(err, ErrNotFound) {
-			return fmt.Errorf("destroy container %s: %w", id, err)
-		}
+	if err := c.destroyNested(ctx, id); err != nil {
+		return fmt.Errorf("destroy container %s: %w", id, err)
 	}
 	first := ct.condemn(why)
 	if h := ct.running(); h != nil {
@@ -304,6 +302,16 @@ func (c *Containerizer) Destroy(ctx context.Context, id string, why *containerv1
 	case <-ctx.Done():
 		return fmt.Errorf("destroy container %s: %w", id, ctx.Err())
 	}
+}
+
+// destroyNested destroys the containers directly nested in id.
+func (c *Containerizer) destroyNested(ctx context.Context, id string) error {
+	for _, child := range c.childrenOf(id) {
+		if err := c.Destroy(ctx, child, nil); err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+	}
+	return nil
 }
 
 // insist goes on killing what could not be killed at once.

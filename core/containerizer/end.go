@@ -126,9 +126,14 @@ var errUntried = errors.New("not tried yet")
 //
 // Nothing after the first step is tried before it succeeded: a module that takes a network or a mount away under
 // living processes does harm.
+//
+// Containers nested in it go before it.
 func (c *Containerizer) dismantle(ctx context.Context, ct *container) error {
 	kill, cancel := context.WithTimeout(ctx, destroyTimeout)
-	err := c.fence(kill, ct)
+	err := c.destroyNested(kill, ct.id)
+	if err == nil {
+		err = c.fence(kill, ct)
+	}
 	cancel()
 	if err != nil {
 		return err
@@ -238,6 +243,9 @@ func (c *Containerizer) owe(ct *container, owed error) {
 	if err := c.save(c.life, ct); err != nil && c.life.Err() == nil {
 		c.log.Error("owed cleanup is not written", "error", err)
 		return
+	}
+	if ct.debug {
+		return // its intent is all that tells of it
 	}
 	if err := c.dropIntent(ct.id); err != nil {
 		c.log.Warn("intent of a failed launch stays", "error", err)

@@ -11,6 +11,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 	isolatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/isolator/v1"
@@ -175,6 +178,46 @@ func destroyEndsALaunch(t *testing.T) {
 	}
 }
 
+func TestLaunchThatWaitsForAModuleEndsWithItsCaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		inPrepare, free := make(chan struct{}), make(chan struct{})
+		hangs := &fakeIsolator{m: m, name: "hangs",
+			onPrepare: func(ctx context.Context, _ *isolatorv1.PrepareRequest) (*isolatorv1.PrepareResponse, error) {
+				close(inPrepare)
+				<-ctx.Done()
+				return nil, status.FromContextError(ctx.Err()).Err()
+			},
+			onCleanup: func(*isolatorv1.CleanupRequest) error { <-free; return nil },
+		}
+		c, _ := startAgent(t, m, t.TempDir(), hangs)
+		defer stopAgent(t, c)
+		ctx, kill := context.WithCancel(t.Context())
+		failed := make(chan error, 1)
+		go func() {
+			_, err := c.Launch(ctx, testContainer(t, "c1"))
+			failed <- err
+		}()
+		<-inPrepare
+		began := time.Now()
+		kill()
+		if err := <-failed; status.Code(err) != codes.Canceled {
+			t.Errorf("Launch: got %v, want that it was cancelled", err)
+		}
+		if took := time.Since(began); took > killPatience {
+			t.Errorf("Launch returned %v after its end was asked for, want at most %v", took, killPatience)
+		}
+		if owed := c.Owed()["hangs"]; owed != 1 {
+			t.Errorf("cleanups owed: got %d, want the one that hangs", owed)
+		}
+		close(free)
+		synctest.Wait()
+		if got := m.left("c1"); len(got) > 0 {
+			t.Errorf("left: got %v, want nothing", got)
+		}
+	})
+}
+
 func TestDestroyGoesOnInTheBackgroundWhenAProcessDoesNotDie(t *testing.T) {
 	m := newMachine(t)
 	c, _ := startAgent(t, m, t.TempDir(), &fakeIsolator{m: m, name: "a"})
@@ -305,7 +348,7 @@ func TestUpdateIsAppliedWhenAllAgreeAndKept(t *testing.T) {
 		"isolator(other): no": func(*isolatorv1.UpdateRequest) (*isolatorv1.UpdateResponse, error) {
 			return nil, errors.New("isolator(other): no")
 		},
-		"isolator(cpu) and isolator(other) both set cgroup.cpu_shares": func(*isolatorv1.UpdateRequest) (*isolatorv1.UpdateResponse, error) {
+		"isolator(cpu) and isolator(other) both set cgroup.cpu_shares: drop one of them, or withhold the power with `allow`": func(*isolatorv1.UpdateRequest) (*isolatorv1.UpdateResponse, error) {
 			return &isolatorv1.UpdateResponse{Proposal: shares(300)}, nil
 		},
 		"isolator(other) set hostname of a running container, want only cgroup": func(*isolatorv1.UpdateRequest) (*isolatorv1.UpdateResponse, error) {

@@ -68,7 +68,7 @@ func (c *Containerizer) prepare(ctx context.Context, ct *container, list []Isola
 	}
 	answers := make([]answer, len(list))
 	for n, i := range list {
-		answers[n] = answer{module: i.Name(), proposal: proposals[n]}
+		answers[n] = answer{module: i.Name(), proposal: proposals[n], where: whereIs(i)}
 	}
 	return answers, nil
 }
@@ -93,7 +93,7 @@ func soFar(order *composition, list []Isolator, index map[string]int, proposals 
 	var answers []answer
 	for _, b := range list {
 		if before[b.Name()] {
-			answers = append(answers, answer{module: b.Name(), proposal: proposals[index[b.Name()]]})
+			answers = append(answers, answer{module: b.Name(), proposal: proposals[index[b.Name()]], where: whereIs(b)})
 		}
 	}
 	return merge(answers)

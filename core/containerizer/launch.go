@@ -41,6 +41,9 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 		close(ct.launched)
 	}()
 
+	if ct.debug {
+		return c.launchDebug(ctx, ct)
+	}
 	isolators := c.isolators().forContainer(ct.spec)
 	if err := c.intend(ct, isolators); err != nil {
 		return 0, err
@@ -168,7 +171,7 @@ func checkContainer(want *containerv1.Container) error {
 	case want.GetCgroup() != "" && !filepath.IsLocal(want.GetCgroup()):
 		return fmt.Errorf("cgroup %q: want a path below the containers' root", want.GetCgroup())
 	}
-	return nil
+	return checkDebug(want)
 }
 
 // choose returns the first launcher that can apply everything. There is no second best: a container is not run with
@@ -233,6 +236,7 @@ func (c *Containerizer) runs(ct *container) error {
 // abandon undoes a failed launch, as far as that can be done now, and returns the error to give: cause, or that the
 // container was destroyed meanwhile.
 func (c *Containerizer) abandon(ctx context.Context, ct *container, cause error) error {
+	unwanted := errors.Is(ctx.Err(), context.Canceled) // by Destroy, or by the caller
 	if errors.Is(context.Cause(ctx), errDestroyed) {
 		cause = errDestroyed
 	}
@@ -246,16 +250,39 @@ func (c *Containerizer) abandon(ctx context.Context, ct *container, cause error)
 		ct.reason = isolatorv1.CleanupRequest_LAUNCH_FAILED
 	})
 	ct.forget()
-	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-	defer cancel()
-	owed := c.dismantle(undo, ct)
+	kill, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyTimeout)
+	if err := c.fence(kill, ct); err != nil {
+		c.log.Warn("remains of a failed launch cannot be removed yet", "container", ct.id, "error", err)
+	}
+	cancel()
+	undone := make(chan struct{})
+	c.wg.Go(func() {
+		owed := c.dismantle(c.life, ct)
+		close(undone)
+		<-ct.ended
+		c.settle(ct, owed)
+	})
+	patience := undoPatience
+	if unwanted {
+		patience = killPatience
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-undone:
+	case <-timer.C:
+	}
 	ct.mu.Lock()
 	adopt(end, ct.why)
 	ct.mu.Unlock()
 	c.finish(ct, end)
-	c.wg.Go(func() { c.settle(ct, owed) })
 	return cause
 }
 
-// undoTimeout bounds how long a failed launch keeps its caller; what is not undone by then goes on in the background.
-const undoTimeout = time.Minute
+// undoPatience bounds how long a failed launch keeps its caller once none of its processes is left. Cleanups that are
+// not done by then go on in the background, and the id stays taken until they are.
+const undoPatience = 2 * time.Second
+
+// killPatience is the same for a launch that somebody ended: often because of the very module whose cleanup would be
+// waited for.
+const killPatience = 100 * time.Millisecond

@@ -75,13 +75,35 @@ func TestOnlyOneDurableWriteLiesOnTheWayToARunningContainer(t *testing.T) {
 	}
 }
 
+// placedIsolator knows where the operator wrote it down.
+type placedIsolator struct {
+	fakeIsolator
+	where string
+}
+
+func (i *placedIsolator) Where() string { return i.where }
+
+func TestConflictSaysWhereInTheComposition(t *testing.T) {
+	m := newMachine(t)
+	pid := &containerv1.Proposal{Namespaces: []*containerv1.Namespace{{Type: containerv1.Namespace_PID}}}
+	c, _ := startAgent(t, m, t.TempDir(),
+		&placedIsolator{fakeIsolator{m: m, name: "a", proposal: pid}, "agent.hcl:3"},
+		&placedIsolator{fakeIsolator{m: m, name: "b", proposal: pid}, "agent.hcl:7"})
+	defer stopAgent(t, c)
+	_, err := c.Launch(t.Context(), testContainer(t, "c1"))
+	want := "isolator(a) (agent.hcl:3) and isolator(b) (agent.hcl:7) both set namespaces.PID: drop one of them, or withhold the power with `allow`"
+	if err == nil || !strings.HasSuffix(err.Error(), want) {
+		t.Errorf("Launch: got %v, want %s", err, want)
+	}
+}
+
 func TestConflictingIsolatorsFailTheLaunchAndAreNamed(t *testing.T) {
 	m := newMachine(t)
 	pid := &containerv1.Proposal{Namespaces: []*containerv1.Namespace{{Type: containerv1.Namespace_PID}}}
 	c, _ := startAgent(t, m, t.TempDir(), &fakeIsolator{m: m, name: "a", proposal: pid}, &fakeIsolator{m: m, name: "b", proposal: pid})
 	defer stopAgent(t, c)
 	_, err := c.Launch(t.Context(), testContainer(t, "c1"))
-	want := "launch container c1: isolator(a) and isolator(b) both set namespaces.PID"
+	want := "launch container c1: isolator(a) and isolator(b) both set namespaces.PID: drop one of them, or withhold the power with `allow`"
 	if err == nil || err.Error() != want {
 		t.Errorf("Launch: got %v, want %s", err, want)
 	}

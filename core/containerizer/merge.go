@@ -16,6 +16,7 @@ import (
 type answer struct {
 	module   string
 	proposal *containerv1.Proposal
+	where    string // its place in the composition, "" if that is not known
 }
 
 // merge joins proposals in the order given and says who set what.
@@ -28,7 +29,10 @@ type answer struct {
 // Owners are keyed by field: "cgroup.cpu_shares", "cgroup.files.cpu.weight", "environment.PATH", "namespaces.PID",
 // "mounts./data", "devices./dev/fuse", "rlimits.RLIMIT_NOFILE", "sysctls.net.core.somaxconn", "masked_paths./proc/kcore".
 func merge(answers []answer) (*containerv1.Spec, error) {
-	m := merger{spec: &containerv1.Spec{Merged: &containerv1.Proposal{}, Owners: map[string]string{}}}
+	m := merger{spec: &containerv1.Spec{Merged: &containerv1.Proposal{}, Owners: map[string]string{}}, where: map[string]string{}}
+	for _, a := range answers {
+		m.where[a.module] = a.where
+	}
 	for _, a := range answers {
 		if err := m.add(a); err != nil {
 			return nil, err
@@ -38,16 +42,30 @@ func merge(answers []answer) (*containerv1.Spec, error) {
 }
 
 type merger struct {
-	spec *containerv1.Spec
+	spec  *containerv1.Spec
+	where map[string]string // places in the composition by module, as far as they are known
+}
+
+// name is a module as errors name it: with the place where the operator can change it.
+func (m *merger) name(module string) string {
+	if where := m.where[module]; where != "" {
+		return "isolator(" + module + ") (" + where + ")"
+	}
+	return "isolator(" + module + ")"
+}
+
+// conflict says that two modules want the same thing, and what the operator can do about it.
+func conflict(first, second, field string) error {
+	return fmt.Errorf("%s and %s both set %s: drop one of them, or withhold the power with `allow`", first, second, field)
 }
 
 // own notes that module sets field, or says who has it already.
 func (m *merger) own(module, field string) error {
 	if first, taken := m.spec.Owners[field]; taken {
 		if first == module {
-			return fmt.Errorf("isolator(%s) set %s twice", module, field)
+			return fmt.Errorf("%s set %s twice", m.name(module), field)
 		}
-		return fmt.Errorf("isolator(%s) and isolator(%s) both set %s", first, module, field)
+		return conflict(m.name(first), m.name(module), field)
 	}
 	m.spec.Owners[field] = module
 	return nil
@@ -202,7 +220,7 @@ func overlay(spec, update *containerv1.Spec) (*containerv1.Spec, error) {
 			return nil, fmt.Errorf("isolator(%s) set %s of a running container, want only cgroup", module, field)
 		}
 		if first, taken := out.Owners[field]; taken && first != module {
-			return nil, fmt.Errorf("isolator(%s) and isolator(%s) both set %s", first, module, field)
+			return nil, conflict("isolator("+first+")", "isolator("+module+")", field)
 		}
 		out.Owners[field] = module
 	}

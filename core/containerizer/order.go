@@ -33,6 +33,17 @@ type Isolator interface {
 	Cleanup(ctx context.Context, r *isolatorv1.CleanupRequest) (*isolatorv1.CleanupResponse, error)
 }
 
+// A placed isolator knows where the operator wrote it down, as file:line.
+type placed interface{ Where() string }
+
+// whereIs returns the place of an isolator in the operator's files, "" if it does not know it.
+func whereIs(i Isolator) string {
+	if p, ok := i.(placed); ok {
+		return p.Where()
+	}
+	return ""
+}
+
 // composition is the isolators in the operator's order, with what each must wait for.
 type composition struct {
 	list   []Isolator

@@ -205,7 +205,7 @@ func (c *Containerizer) update(ctx context.Context, ct *container, resources []*
 				}
 				return err
 			}
-			answers[n] = answer{module: i.Name(), proposal: a.GetProposal()}
+			answers[n] = answer{module: i.Name(), proposal: a.GetProposal(), where: whereIs(i)}
 			if len(a.GetState()) > 0 || a.GetStateVersion() != 0 {
 				ct.setState(i.Name(), func(m *containerv1.ModuleState) { m.State, m.StateVersion = a.GetState(), a.GetStateVersion() })
 			}

@@ -26,8 +26,11 @@ type Request struct {
 	// Proposal is the merged one. Its environment, arguments and working directory have been
 	// taken over into the fields below and are not read again.
 	Proposal *containerv1.Proposal
-	// Argv is the command line. Without a slash, Argv[0] is looked up along PATH of Env, as the
-	// container sees it.
+	// Path is the program; empty means Argv[0]. Without a slash it is looked up along PATH of Env, as
+	// the container sees it.
+	Path string
+	// Argv is the command line, beginning with the name that the program is called by. A runtime whose
+	// configuration has no place for such a name calls the program by Path.
 	Argv []string
 	// Env is the complete environment, as KEY=VALUE.
 	Env []string
@@ -42,6 +45,17 @@ type Request struct {
 	// RunDir is a folder on the host for the launcher alone, made when missing. It must be short
 	// enough for a socket in it (100 bytes), and is removed by Destroy.
 	RunDir string
+	// Within, if not empty, is the cgroup of another container. That of this one lies below it and has every controller
+	// that it has.
+	Within string
+}
+
+// Program is what is to be executed.
+func (r *Request) Program() string {
+	if r.Path == "" && len(r.Argv) > 0 {
+		return r.Argv[0]
+	}
+	return r.Path
 }
 
 // A User is the numeric identity of a process. Names are resolved by the caller, in the

@@ -78,7 +78,7 @@ func (l *Launcher) Supports(r *launcher.Request) error {
 	switch {
 	case os.Geteuid() != 0:
 		return errors.New("running without being root")
-	case len(r.Argv) == 0 || r.Argv[0] == "":
+	case len(r.Argv) == 0 || r.Program() == "":
 		return errors.New("no command")
 	case p.GetWindowsJob() != nil:
 		return errors.New("windows jobs")
@@ -99,7 +99,7 @@ func (l *Launcher) Supports(r *launcher.Request) error {
 func (l *Launcher) Create(ctx context.Context, r *launcher.Request) (launcher.Handle, error) {
 	h, err := l.create(ctx, r)
 	if err != nil {
-		return nil, fmt.Errorf("launcher %s: create container %s: %w", Name, r.Container.GetId(), err)
+		return nil, fmt.Errorf("launcher(%s): create container %s: %w", Name, r.Container.GetId(), err)
 	}
 	return h, nil
 }
@@ -345,7 +345,7 @@ func (l *Launcher) Reattach(ctx context.Context, state []byte) (launcher.Handle,
 		return l.options(rec.RunDir, rec.ID, o), nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("launcher %s: reattach: %w", Name, err)
+		return nil, fmt.Errorf("launcher(%s): reattach: %w", Name, err)
 	}
 	return h, nil
 }
@@ -358,7 +358,7 @@ func (l *Launcher) Discard(ctx context.Context, c *containerv1.Container, runDir
 		return l.remove(ctx, runDir, c.GetId(), err == nil)
 	}
 	if err := l.nest.Discard(ctx, c, runDir, remove); err != nil {
-		return fmt.Errorf("launcher %s: discard container %s: %w", Name, c.GetId(), err)
+		return fmt.Errorf("launcher(%s): discard container %s: %w", Name, c.GetId(), err)
 	}
 	return nil
 }

@@ -201,7 +201,7 @@ func TestErrorsCarryTheRuntimesMessage(t *testing.T) {
 	r := e.Request("true")
 	r.Proposal.Mounts = []*containerv1.Mount{{Destination: "/mnt", Source: "/no/such/source", Type: "bind"}}
 	_, err := l.Create(launchertest.Context(t), r)
-	if err == nil || !strings.Contains(err.Error(), "/no/such/source") || !strings.HasPrefix(err.Error(), "launcher oci: ") {
+	if err == nil || !strings.Contains(err.Error(), "/no/such/source") || !strings.HasPrefix(err.Error(), "launcher(oci): ") {
 		t.Errorf("Create = %v, want an error with what runc says", err)
 	}
 	if _, err := os.Lstat(r.RunDir); !errors.Is(err, os.ErrNotExist) {

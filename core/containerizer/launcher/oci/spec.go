@@ -75,10 +75,18 @@ func spec(r *launcher.Request, version int) (*specs.Spec, error) {
 	}, nil
 }
 
+// commandLine is r's command line for a runtime, which calls a program by no other name than its path.
+func commandLine(r *launcher.Request) []string {
+	if r.Path == "" {
+		return r.Argv
+	}
+	return append([]string{r.Path}, r.Argv[1:]...)
+}
+
 func processOf(r *launcher.Request, p *containerv1.Proposal) (*specs.Process, error) {
 	proc := &specs.Process{
 		User: specs.User{UID: r.User.UID, GID: r.User.GID, AdditionalGids: r.User.Groups},
-		Args: r.Argv, Env: r.Env, Cwd: r.Dir, NoNewPrivileges: p.GetNoNewPrivileges(),
+		Args: commandLine(r), Env: r.Env, Cwd: r.Dir, NoNewPrivileges: p.GetNoNewPrivileges(),
 	}
 	if proc.Cwd == "" {
 		proc.Cwd = "/"

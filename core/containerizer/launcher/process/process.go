@@ -54,7 +54,7 @@ func (l *Launcher) Supports(r *launcher.Request) error {
 		return err
 	}
 	switch {
-	case len(r.Argv) == 0 || r.Argv[0] == "":
+	case len(r.Argv) == 0 || r.Program() == "":
 		return errors.New("no command")
 	case r.Container.GetRootfs() != "":
 		return errors.New("a root file system of its own")
@@ -97,6 +97,7 @@ func stage(r *launcher.Request) (*wire.Stage, error) {
 		NoNewPrivileges: p.GetNoNewPrivileges(),
 		Seccomp:         p.GetSeccomp().GetBpf(),
 		Dir:             r.Dir,
+		Path:            r.Path,
 		Argv:            r.Argv,
 		Env:             r.Env,
 	}
@@ -158,7 +159,7 @@ func stage(r *launcher.Request) (*wire.Stage, error) {
 func (l *Launcher) Create(ctx context.Context, r *launcher.Request) (launcher.Handle, error) {
 	h, err := l.create(ctx, r)
 	if err != nil {
-		return nil, fmt.Errorf("launcher %s: create container %s: %w", Name, r.Container.GetId(), err)
+		return nil, fmt.Errorf("launcher(%s): create container %s: %w", Name, r.Container.GetId(), err)
 	}
 	return h, nil
 }
@@ -199,7 +200,7 @@ func (l *Launcher) Reattach(ctx context.Context, state []byte) (launcher.Handle,
 		return supervised.Options{Log: l.log}, nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("launcher %s: reattach: %w", Name, err)
+		return nil, fmt.Errorf("launcher(%s): reattach: %w", Name, err)
 	}
 	return h, nil
 }
@@ -208,7 +209,7 @@ func (l *Launcher) Reattach(ctx context.Context, state []byte) (launcher.Handle,
 // Nil when there is nothing.
 func (l *Launcher) Discard(ctx context.Context, c *containerv1.Container, runDir string) error {
 	if err := l.nest.Discard(ctx, c, runDir, nil); err != nil {
-		return fmt.Errorf("launcher %s: discard container %s: %w", Name, c.GetId(), err)
+		return fmt.Errorf("launcher(%s): discard container %s: %w", Name, c.GetId(), err)
 	}
 	return nil
 }

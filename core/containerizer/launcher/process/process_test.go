@@ -37,6 +37,19 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+func TestProgramIsCalledByTheNameInItsCommandLine(t *testing.T) {
+	e := launchertest.New(t)
+	r := e.Request("renamed", "-c", `echo "$0"`)
+	r.Path = "/bin/sh"
+	h := launchertest.Start(t, process.New(e.Shim, e.Cgroups, e.Log), r)
+	if status := launchertest.Wait(t, h); status != 0 {
+		t.Errorf("Wait = %#x, want 0", status)
+	}
+	if out, err := os.ReadFile(r.Stdout); err != nil || string(out) != "renamed\n" {
+		t.Errorf("output = %q, %v, want the name", out, err)
+	}
+}
+
 // plainVariable makes the test program an agent of a plain user. It holds the path of the shim.
 const plainVariable = "MOSAIC_TEST_PLAIN"
 

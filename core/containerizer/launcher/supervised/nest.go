@@ -7,12 +7,16 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/mosaic-cluster/mosaic/core/containerizer/cgroup"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
@@ -64,12 +68,30 @@ func (n *Nest) shimGroup(rel string) *cgroup.Group {
 	if err == nil {
 		err = g.Create()
 	}
+	if err == nil {
+		err = mayJoin(g)
+	}
 	if err != nil {
 		n.log.Warn("shims stay in the agent's cgroup", "error", err)
 		g = nil
 	}
 	n.shims[root] = g
 	return g
+}
+
+// mayJoin says whether processes can be started in a group: it may be there already, and somebody else's.
+func mayJoin(g *cgroup.Group) error {
+	dirs := slices.Collect(maps.Values(g.Paths()))
+	if dir := g.CloneInto(); dir != "" {
+		dirs = append(dirs, dir)
+	}
+	for _, dir := range dirs {
+		file := filepath.Join(dir, "cgroup.procs")
+		if err := unix.Access(file, unix.W_OK); err != nil {
+			return &fs.PathError{Op: "write", Path: file, Err: err}
+		}
+	}
+	return nil
 }
 
 // group names the container's cgroup, nil if it has none.
@@ -201,7 +223,7 @@ func (b *Birth) spawn(asked *containerv1.CgroupResources, runtime *shim.Binary) 
 		}
 		return nil
 	}
-	err = b.group.Create()
+	err = b.makeGroup()
 	if notAllowed(err) && !cgroup.Asks(asked) {
 		b.nest.log.Warn("container runs without a cgroup", "container", b.req.Container.GetId(), "error", err)
 		b.group = nil
@@ -221,6 +243,17 @@ func (b *Birth) spawn(asked *containerv1.CgroupResources, runtime *shim.Binary) 
 		return fmt.Errorf("cgroup %s is in use by process %d and %d others", stranger.Name(), pids[0], len(pids)-1)
 	}
 	return b.group.Set(asked)
+}
+
+func (b *Birth) makeGroup() error {
+	if b.req.Within == "" {
+		return b.group.Create()
+	}
+	outer, err := b.nest.cgroups.Group(b.req.Within)
+	if err != nil {
+		return err
+	}
+	return b.group.CreateWithin(outer)
 }
 
 // notAllowed says whether the machine does not let this process make cgroups.

@@ -195,9 +195,9 @@ func after(conn int, st *wire.Stage) (int, error) {
 	}
 	errno := x.run()
 	if errno == syscall.ENOENT {
-		return 127, fail("exec "+st.Argv[0], errno)
+		return 127, fail("exec "+program(st), errno)
 	}
-	return 126, fail("exec "+st.Argv[0], errno)
+	return 126, fail("exec "+program(st), errno)
 }
 
 func chdir(dir string) error {
@@ -334,7 +334,7 @@ func prepareExec(st *wire.Stage) (*execution, error) {
 	if x.env, err = syscall.SlicePtrFromStrings(st.Env); err != nil {
 		return nil, fail("environment", err)
 	}
-	for _, p := range candidates(st.Argv[0], st.Env) {
+	for _, p := range candidates(program(st), st.Env) {
 		b, err := syscall.BytePtrFromString(p)
 		if err != nil {
 			return nil, fail("path "+p, err)
@@ -346,6 +346,14 @@ func prepareExec(st *wire.Stage) (*execution, error) {
 	}
 	x.shell = append([]*byte{x.sh, nil}, x.argv[1:]...)
 	return x, nil
+}
+
+// program is what to execute; by convention the command line begins with its name, but need not.
+func program(st *wire.Stage) string {
+	if st.Path != "" {
+		return st.Path
+	}
+	return st.Argv[0]
 }
 
 // candidates are the paths to try for name, in order.

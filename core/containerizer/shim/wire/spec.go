@@ -134,6 +134,8 @@ type Stage struct {
 	Env  []string
 	// NoHold: do not wait for the word to go.
 	NoHold bool
+	// Path is the program; empty means Argv[0].
+	Path string
 }
 
 // A Join is a namespace file to enter.
@@ -195,7 +197,8 @@ func (s *Stage) Append(b []byte) []byte {
 	b = appendString(b, s.Dir)
 	b = appendStrings(b, s.Argv)
 	b = appendStrings(b, s.Env)
-	return appendBool(b, s.NoHold)
+	b = appendBool(b, s.NoHold)
+	return appendString(b, s.Path)
 }
 
 // ParseStage decodes a Stage. Its Seccomp shares memory with b.
@@ -224,6 +227,7 @@ func ParseStage(b []byte) (*Stage, error) {
 	s.NoNewPrivileges, s.Seccomp = r.bool(), r.bytes()
 	s.Dir, s.Argv, s.Env = r.string(), r.strings(), r.strings()
 	s.NoHold = r.bool()
+	s.Path = r.string()
 	if r.err != nil {
 		return nil, r.err
 	}

@@ -23,7 +23,7 @@ var stage = wire.Stage{
 	Rlimits: []wire.Rlimit{{Resource: 7, Soft: 1, Hard: ^uint64(0)}}, HasCapabilities: true,
 	Capabilities: wire.Capabilities{Bounding: 1, Effective: 2, Permitted: 3, Inheritable: 4, Ambient: 5},
 	SwitchUser:   true, UID: 1, GID: 2, Groups: []uint32{3, 4}, NoNewPrivileges: true, Seccomp: make([]byte, 16),
-	Dir: "/d", Argv: []string{"a", ""}, Env: []string{"A=B"}, NoHold: true,
+	Dir: "/d", Argv: []string{"a", ""}, Env: []string{"A=B"}, NoHold: true, Path: "/p",
 }
 
 func TestMessagesComeBackAsTheyWere(t *testing.T) {
