@@ -128,6 +128,9 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 	if err != nil {
 		return err
 	}
+	if o.ephemeral {
+		defer removeCgroups(ctx, o, workDir)
+	}
 	c, set := o.composition, o.composition.Agent
 	store, err := agent.OpenStore(filepath.Join(workDir, "agent.db"))
 	if err != nil {
@@ -160,7 +163,7 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 	}
 	host, err := modulehost.Start(ctx, modulehost.Options{
 		Version: version, Bundle: bundle, RunDir: filepath.Join(run, "m"), LogDir: filepath.Join(workDir, "logs", "modules"),
-		CacheDir: schemaCacheDir(), Cgroup: o.cgroupRoot + "-modules", Node: node, Containers: ctzr, Logger: log, Metrics: metrics,
+		CacheDir: schemaCacheDir(), Cgroup: moduleCgroup(o, workDir), Node: node, Containers: ctzr, Logger: log, Metrics: metrics,
 	}, ofKinds(c, agentKinds()))
 	if err != nil {
 		return compositionError(err, c)
@@ -220,6 +223,30 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 		err = errors.Join(err, endContainers(ctx, ctzr, store))
 	}
 	return err
+}
+
+// moduleCgroup is where an agent's modules get their cgroups: two agents of one machine must not share it. An ordinary
+// user has none.
+func moduleCgroup(o agentOptions, workDir string) string {
+	if os.Geteuid() != 0 {
+		return ""
+	}
+	return o.cgroupRoot + "-modules-" + filepath.Base(runDir(workDir))
+}
+
+// removeCgroups takes the cgroups of an ephemeral agent away, as far as nobody else uses them.
+func removeCgroups(ctx context.Context, o agentOptions, workDir string) {
+	groups, err := cgroup.Detect()
+	if err != nil || os.Geteuid() != 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	for _, path := range []string{o.cgroupRoot, moduleCgroup(o, workDir)} {
+		if g, err := groups.Group(path); err == nil {
+			_ = g.Remove(ctx) // another agent may have the same root, and something in it
+		}
+	}
 }
 
 // newContainerizer wires launchers, images and the fetcher.

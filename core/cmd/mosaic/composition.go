@@ -26,7 +26,7 @@ import (
 // gets the default ones: nobody means to run tasks without any isolation by leaving something out.
 func loadConfig(path string) (*config.Config, error) {
 	if path == "" {
-		return config.Default(), nil
+		return defaultComposition(), nil
 	}
 	c, err := config.Load(path)
 	if err != nil {
@@ -36,9 +36,21 @@ func loadConfig(path string) (*config.Config, error) {
 		return nil, &exitError{exitFailed, fmt.Errorf("the configuration is refused:\n%w", diags)}
 	}
 	if !slices.ContainsFunc(c.Modules, func(m config.Module) bool { return m.Kind == modulehost.KindIsolator }) {
-		c.Modules = append(config.Default().Modules, c.Modules...)
+		c.Modules = append(defaultComposition().Modules, c.Modules...)
 	}
 	return c, nil
+}
+
+// defaultComposition is the default bundle; for an ordinary user, without what needs root: cgroups and namespaces.
+// Whoever composes them by hand is taken at their word, and told at the first launch what the machine does not allow.
+func defaultComposition() *config.Config {
+	c := config.Default()
+	if os.Geteuid() != 0 {
+		c.Modules = slices.DeleteFunc(c.Modules, func(m config.Module) bool {
+			return m.Kind == modulehost.KindIsolator && (m.Name == "cgroups" || m.Name == "namespaces")
+		})
+	}
+	return c
 }
 
 // settings fills options from the configuration where no flag was given.

@@ -114,7 +114,7 @@ func welcome(ctx context.Context, cmd *cobra.Command, master, agent, workDir str
 				fmt.Fprintf(out, "  %-8s %s %s: %s\n", label, s.Kind, s.Name, s.State)
 			}
 			if os.Geteuid() != 0 {
-				fmt.Fprintln(out, "\nNot root: tasks run as you, without cgroups; what needs them is refused.")
+				fmt.Fprintln(out, "\nNot root: tasks run as you, without limits and namespaces of their own.")
 			}
 			prefix := ""
 			if master != defaultMaster {

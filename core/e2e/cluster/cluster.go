@@ -256,7 +256,7 @@ func (c *Cluster) Stop() error {
 func (c *Cluster) sweep() error {
 	deadline := time.Now().Add(15 * time.Second)
 	for {
-		roots, err := filepath.Glob("/sys/fs/cgroup/*/" + c.CgroupRoot())
+		roots, err := filepath.Glob("/sys/fs/cgroup/*/" + c.CgroupRoot() + "*")
 		if err != nil {
 			return err
 		}
