@@ -35,7 +35,8 @@ type Config struct {
 
 // Load reads a file, or the *.hcl and *.hcl.json files of a folder in the order of their names.
 //
-// Errors: Diagnostics with all that is wrong.
+// Errors: Diagnostics with all that is wrong. What could be read is returned beside them, so that it can be checked
+// further and everything be told at once; nothing may be run from it.
 func Load(path string) (*Config, error) {
 	names, err := files(path)
 	if err != nil {
@@ -53,7 +54,7 @@ func Load(path string) (*Config, error) {
 	}
 	c, more := parse(sources)
 	if diags = append(diags, more...); diags.HasErrors() {
-		return nil, diags
+		return c, diags
 	}
 	return c, nil
 }

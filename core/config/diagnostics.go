@@ -38,6 +38,17 @@ type Diagnostic struct {
 // Diagnostics are an error that has everything that is wrong, in the order of the files.
 type Diagnostics []Diagnostic
 
+// Merge puts diagnostics of several checks into the order of the files; what two of them found is told once.
+func Merge(lists ...Diagnostics) Diagnostics {
+	out := slices.Concat(lists...)
+	slices.SortStableFunc(out, func(a, b Diagnostic) int {
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+	return slices.CompactFunc(out, func(a, b Diagnostic) bool {
+		return a.File == b.File && a.Line == b.Line && a.Column == b.Column && (a == b || a.File != "" && a.Severity == b.Severity)
+	})
+}
+
 // Error gives all of it, one paragraph each.
 func (d Diagnostics) Error() string {
 	texts := make([]string, len(d))
@@ -122,10 +133,7 @@ func FromHCL(in hcl.Diagnostics, files map[string][]byte) Diagnostics {
 		}
 		out = append(out, d)
 	}
-	slices.SortStableFunc(out, func(a, b Diagnostic) int {
-		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
-	})
-	return slices.Compact(out)
+	return Merge(out)
 }
 
 func lineOf(text []byte, line int) string {

@@ -242,7 +242,11 @@ func newHost(opts Options) (*Host, error) {
 
 func (h *Host) makeRunDir() error {
 	if h.runDir == "" {
-		dir, err := os.MkdirTemp("", "mosaic-")
+		base := os.TempDir()
+		if len(base) > maxRunDir/2 {
+			base = "/tmp" // where TMPDIR is too long for a socket's path
+		}
+		dir, err := os.MkdirTemp(base, "mosaic-")
 		if err != nil {
 			return fmt.Errorf("make folder for sockets: %w", err)
 		}

@@ -107,7 +107,7 @@ func diagnose(ctx context.Context, c *config.Config) (config.Diagnostics, error)
 	}
 	var diags hcl.Diagnostics
 	diags = append(diags, modulehost.Validate(opts, modules)...)
-	return append(refuseUnused(c), config.FromHCL(diags, c.Files)...), nil
+	return config.Merge(refuseUnused(c), config.FromHCL(diags, c.Files)), nil
 }
 
 // schemaCacheDir is where descriptions of modules are kept by digest.

@@ -29,10 +29,12 @@ itself when it was last run or described. Exits 0 if nothing but warnings was fo
 			if err != nil && !errors.As(err, &diags) {
 				return err
 			}
-			if err == nil {
-				if diags, err = diagnose(cmd.Context(), c); err != nil {
+			if c != nil {
+				more, err := diagnose(cmd.Context(), c)
+				if err != nil {
 					return err
 				}
+				diags = config.Merge(diags, more)
 			}
 			switch format {
 			case "json", "yaml":

@@ -96,8 +96,8 @@ func containers(c *cluster.Cluster) []string {
 	var list []string
 	root := filepath.Join(hierarchy, c.CgroupRoot())
 	_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		// The shims' own group is the agent's, not a container's.
-		if err == nil && d.IsDir() && path != root && !strings.HasPrefix(d.Name(), "shim") {
+		// What begins with a dot is the agent's own and no container's.
+		if err == nil && d.IsDir() && path != root && !strings.HasPrefix(d.Name(), ".") {
 			list = append(list, path)
 		}
 		return nil
@@ -346,12 +346,7 @@ func killLeavesNothing(ctx context.Context, c *cluster.Cluster) error {
 
 func ownRootFilesystem(root string) func(ctx context.Context, c *cluster.Cluster) error {
 	return func(ctx context.Context, c *cluster.Cluster) error {
-		f, err := cluster.Subscribe(ctx, c.Master, "images", "*")
-		if err != nil {
-			return err
-		}
-		defer f.Disconnect()
-		// Through the public API the image comes with mosaic run; the cgroup is looked at from outside meanwhile.
+		// A container in a cgroup namespace does not see where it is: it is looked at from outside while it runs.
 		seen := make(chan string, 1)
 		watch, stop := context.WithCancel(ctx)
 		go func() {

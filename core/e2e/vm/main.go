@@ -44,7 +44,10 @@ type check struct {
 }
 
 // patience bounds one check. An emulated processor is ten to thirty times slower than a real one.
-const patience = 10 * time.Minute
+const patience = 7 * time.Minute
+
+// testPatience is less, so that a test that hangs shows where.
+const testPatience = 6 * time.Minute
 
 func run(ctx context.Context, src string, wanted *regexp.Regexp) int {
 	checks := []check{{"machine", machine}}
@@ -148,7 +151,7 @@ func compiledTests(src string) ([]check, error) {
 
 // runTests runs a compiled test in its folder, shows one line a test, and returns the whole output if one failed.
 func runTests(ctx context.Context, dir, path string) error {
-	cmd := exec.CommandContext(ctx, path, "-test.v", "-test.timeout=9m")
+	cmd := exec.CommandContext(ctx, path, "-test.v", "-test.timeout="+testPatience.String())
 	cmd.Dir = dir
 	cmd.WaitDelay = time.Second
 	out, in := io.Pipe()
@@ -167,15 +170,15 @@ func runTests(ctx context.Context, dir, path string) error {
 	sc := bufio.NewScanner(io.TeeReader(out, &all))
 	sc.Buffer(nil, 1<<20)
 	for sc.Scan() {
-		line := strings.TrimSpace(sc.Text())
-		switch {
+		line := sc.Text()
+		if strings.HasPrefix(line, "--- ") || strings.Contains(line, "--- SKIP: ") || strings.Contains(line, "--- FAIL: ") {
+			fmt.Println("    " + line)
+		}
+		switch line = strings.TrimSpace(line); {
 		case strings.HasPrefix(line, "--- PASS: "):
 			passed++
 		case strings.HasPrefix(line, "--- SKIP: "):
 			skipped++
-			fmt.Println("    " + line)
-		case strings.HasPrefix(line, "--- FAIL: "):
-			fmt.Println("    " + line)
 		}
 	}
 	_, _ = io.Copy(&all, out) // a line too long for the scanner must not stop the test's output
