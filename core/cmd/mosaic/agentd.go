@@ -118,7 +118,9 @@ func (o *agentOptions) configure(cmd *cobra.Command) error {
 	f.text("cgroup-root", c.Agent.CgroupRoot, &o.cgroupRoot)
 	f.text("runtime", c.Agent.Runtime, &o.runtime)
 	f.text("master", strings.Join(c.Agent.Masters, ","), &o.master)
-	o.insecure = o.insecure || c.Agent.Insecure
+	if !cmd.Flags().Changed("insecure") {
+		o.insecure = c.Agent.Insecure
+	}
 	return nil
 }
 
@@ -178,14 +180,18 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 		return err
 	}
 
-	addr := l.Addr().(*net.TCPAddr)
-	name := o.hostname
-	if name == "" {
-		machine, err := os.Hostname()
-		if err != nil {
+	machine := o.hostname
+	if machine == "" {
+		if machine, err = os.Hostname(); err != nil {
 			return fmt.Errorf("find the machine's name (set --hostname): %w", err)
 		}
-		name = advertisedHost(addr, machine)
+	}
+	name, port, err := reachedAt(set.Advertise, l.Addr(), machine)
+	if err != nil {
+		return err
+	}
+	if o.hostname != "" {
+		name = o.hostname
 	}
 	deps := agent.Deps{
 		Containerizer: ctzr, Store: store, Logger: log, LogLevel: level,
@@ -196,7 +202,7 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 	}
 	oversubscription(host, &deps)
 	a, err := agent.New(agent.Config{
-		WorkDir: workDir, Masters: strings.Split(o.master, ","), Hostname: name, IP: ipv4(name), Port: addr.Port,
+		WorkDir: workDir, Masters: strings.Split(o.master, ","), Hostname: name, IP: ipv4(name), Port: port,
 		Resources: o.resources, Attributes: o.attributes, CgroupRoot: o.cgroupRoot, KeepUser: !switchUser(set),
 		DefaultRole: set.DefaultRole, ReconfigurationPolicy: set.ReconfigurationPolicy, ExecutorEnvironment: set.ExecutorEnvironment,
 		SandboxDirectory: set.SandboxDirectory, ExecutorRegistrationTimeout: set.ExecutorRegistrationTimeout,
@@ -204,7 +210,7 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 		RecoveryTimeout: set.RecoveryTimeout, RegistrationBackoffMin: set.RegistrationBackoffMin, RegistrationBackoffMax: set.RegistrationBackoffMax,
 		OversubscribedResourcesInterval: set.OversubscribedResourcesInterval, QoSCorrectionInterval: set.QoSCorrectionInterval,
 		GCDelay: set.GCDelay, GCDiskHeadroom: set.GCDiskHeadroom,
-		Version: versionInfo(), Flags: map[string]string{"work_dir": workDir, "port": strconv.Itoa(addr.Port), "config": o.config},
+		Version: versionInfo(), Flags: map[string]string{"work_dir": workDir, "port": strconv.Itoa(port), "config": o.config},
 	}, deps)
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -100,5 +101,37 @@ Start with one machine:
 	add("start", newDev(), newMaster(), newAgent())
 	add("use", newRun(), newTask())
 	add("operate", newNode(), newFramework(), newModule(), newConfig(), newVersion())
+	checkArguments(root)
 	return root
+}
+
+// checkArguments lets wrong arguments and unknown commands end as wrong flags do. A command that only groups others
+// shows its help, but not for a misspelt one.
+func checkArguments(cmd *cobra.Command) {
+	if !cmd.Runnable() {
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	}
+	cmd.SuggestionsMinimumDistance = 2 // cobra's own choice
+	check := cmd.Args
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		err := check(cmd, args)
+		var exit *exitError
+		if err == nil || errors.As(err, &exit) {
+			return err
+		}
+		if similar := cmd.SuggestionsFor(args0(args)); cmd.HasSubCommands() && len(similar) > 0 {
+			err = fmt.Errorf("%w; did you mean %s?", err, strings.Join(similar, " or "))
+		}
+		return &exitError{exitUsage, fmt.Errorf("%w\nSee '%s --help'", err, cmd.CommandPath())}
+	}
+	for _, c := range cmd.Commands() {
+		checkArguments(c)
+	}
+}
+
+func args0(args []string) string {
+	if len(args) == 0 {
+		return ""
+	}
+	return args[0]
 }

@@ -91,7 +91,9 @@ func (o *masterOptions) configure(cmd *cobra.Command) error {
 	f.text("work-dir", c.Master.WorkDir, &o.workDir)
 	f.text("hostname", c.Master.Hostname, &o.hostname)
 	f.text("cluster", c.Master.Cluster, &o.cluster)
-	o.insecure = o.insecure || c.Master.Insecure
+	if !cmd.Flags().Changed("insecure") {
+		o.insecure = c.Master.Insecure
+	}
 	return nil
 }
 
@@ -115,7 +117,10 @@ func runMaster(ctx context.Context, o masterOptions, l net.Listener, log *slog.L
 			return fmt.Errorf("find the machine's name (set --hostname): %w", err)
 		}
 	}
-	host, port := advertisedHost(l.Addr(), hostname), l.Addr().(*net.TCPAddr).Port
+	host, port, err := reachedAt(o.settings.Advertise, l.Addr(), hostname)
+	if err != nil {
+		return err
+	}
 	metrics := newMetrics()
 	deps := master.Deps{Registry: store, Logger: log}
 	edgeConfig := api.Config{Version: versionInfo(), Metrics: metrics, Log: log}

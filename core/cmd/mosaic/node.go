@@ -221,6 +221,7 @@ func newVersion() *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Example: "  mosaic version -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v := map[string]string{"version": version, "mesos_api": mesosVersion}
 			switch format {
@@ -235,6 +236,21 @@ func newVersion() *cobra.Command {
 	}
 	outputFlag(cmd, &format)
 	return cmd
+}
+
+// reachedAt is the host and port that others reach a daemon at: what its settings advertise, else the listener's.
+func reachedAt(advertise string, listen net.Addr, hostname string) (host string, port int, err error) {
+	if advertise == "" {
+		return advertisedHost(listen, hostname), listen.(*net.TCPAddr).Port, nil
+	}
+	host, text, err := net.SplitHostPort(advertise)
+	if err != nil {
+		return "", 0, fmt.Errorf("advertised address %q: %w", advertise, err)
+	}
+	if port, err = strconv.Atoi(text); err != nil {
+		return "", 0, fmt.Errorf("advertised address %q: %w", advertise, err)
+	}
+	return host, port, nil
 }
 
 // advertisedHost is the host that others reach a listener at.

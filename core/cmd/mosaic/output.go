@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -20,18 +21,35 @@ type column[T any] struct {
 
 // outputFlag adds -o to a command that lists things.
 func outputFlag(cmd *cobra.Command, format *string) {
-	cmd.Flags().StringVarP(format, "output", "o", "table", "format: table, wide, json or yaml")
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(
-		[]string{"table", "wide", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+	*format = formats[0]
+	cmd.Flags().VarP((*formatFlag)(format), "output", "o", "format: table, wide, json or yaml")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// formats that commands print in, the default first.
+var formats = []string{"table", "wide", "json", "yaml"}
+
+// formatFlag takes nothing but formats, so that a mistake is told before the cluster is asked.
+type formatFlag string
+
+func (f *formatFlag) String() string { return string(*f) }
+func (f *formatFlag) Type() string   { return "format" }
+
+func (f *formatFlag) Set(s string) error {
+	if !slices.Contains(formats, s) {
+		return fmt.Errorf("got %q, want %s", s, strings.Join(formats, ", "))
+	}
+	*f = formatFlag(s)
+	return nil
 }
 
 // printRows writes rows in the format asked for. JSON and YAML hold the rows whole, by their json tags.
 func printRows[T any](w io.Writer, format string, rows []T, columns []column[T]) error {
+	if rows == nil {
+		rows = []T{} // an empty list, not null
+	}
 	switch format {
 	case "json":
-		if rows == nil {
-			rows = []T{}
-		}
 		enc := json.NewEncoder(w)
 		enc.SetIndent("", "  ")
 		return enc.Encode(rows)
