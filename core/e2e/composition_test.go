@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -91,4 +92,25 @@ func TestAGoodCompositionValidates(t *testing.T) {
 		t.Fatal(err)
 	}
 	mosaic(t, c, 0, "config", "validate", file)
+}
+
+func TestTwoIsolatorsThatClaimTheSameNamespaceFailTheLaunchByName(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	binary := filepath.Join(dir, "rival")
+	build := exec.Command("go", "build", "-o", binary, "./rival")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the rival: %v\n%s", err, out)
+	}
+	// Others must not be able to change what is executed, nor its folder.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c := start(t, cluster.Options{Dev: true, Composition: "isolator \"namespaces\" {}\n\nisolator \"rival\" {\n  command = \"" + binary + "\"\n}\n"})
+	r := mosaic(t, c, 125, "run", "--", "true")
+	for _, want := range []string{"isolator(namespaces)", "agent.hcl:1", "isolator(rival)", "agent.hcl:3", "namespaces.PID", "REASON_CONTAINER_LAUNCH_FAILED"} {
+		if !strings.Contains(r.Stderr, want) {
+			t.Errorf("the launch failed with:\n%s\nwant it to contain %q", r.Stderr, want)
+		}
+	}
 }

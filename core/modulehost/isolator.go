@@ -2,6 +2,7 @@ package modulehost
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -35,6 +36,15 @@ func (h *Host) Isolators() []*Isolator {
 		out = append(out, &Isolator{m})
 	}
 	return out
+}
+
+// Where is the place of its block in the composition, as file:line; empty for one that stands in no file.
+func (i *Isolator) Where() string {
+	r := i.m.cfg.Range
+	if r.Filename == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s:%d", r.Filename, r.Start.Line)
 }
 
 // Name gives its name in the composition.
