@@ -63,8 +63,9 @@ type frame struct {
 const exitID = 0
 
 // quiet keeps the Go runtime of a shim small: one processor, no garbage collection below a bound
-// that it never reaches.
-var quiet = []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=16MiB"}
+// that it never reaches, and no huge pages: many distributions give them unasked, and the heap of a
+// shim fills a quarter of one.
+var quiet = []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=16MiB", "GODEBUG=disablethp=1"}
 
 // SpawnOptions say where a shim itself lives.
 type SpawnOptions struct {

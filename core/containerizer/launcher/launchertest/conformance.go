@@ -265,7 +265,11 @@ func namespacesAreNew(t *testing.T, e *Env, l launcher.Launcher) {
 	if n, err := strconv.Atoi(lines[8]); err != nil || n > 4 {
 		t.Errorf("sees %s processes: /proc is not its own", lines[8])
 	}
-	if strings.Contains(out, e.Root) || !strings.Contains(out, ":memory:/\n") {
+	own := ":memory:/\n"
+	if e.Cgroups.Version() == 2 {
+		own = "\n0::/\n"
+	}
+	if strings.Contains(out, e.Root) || !strings.Contains(out, own) {
 		t.Errorf("sees its cgroup from the host's root:\n%s", out)
 	}
 	if !strings.Contains(out, "\n12345678\n7\n") {

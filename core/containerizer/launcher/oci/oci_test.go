@@ -117,7 +117,11 @@ func TestRootFileSystemIsItsOwn(t *testing.T) {
 	r.Proposal.Cgroup = &containerv1.CgroupResources{MemoryLimitBytes: &limit}
 	r.Proposal.Namespaces = []*containerv1.Namespace{{Type: containerv1.Namespace_PID}}
 	h := launchertest.Create(t, l, r)
-	b, err := os.ReadFile(filepath.Join(h.Cgroups()["memory"], "memory.limit_in_bytes"))
+	file, hierarchies := filepath.Join(h.Cgroups()["memory"], "memory.limit_in_bytes"), 5
+	if e.Cgroups.Version() == 2 {
+		file, hierarchies = filepath.Join(h.Cgroups()[""], "memory.max"), 1
+	}
+	b, err := os.ReadFile(file)
 	if err != nil || strings.TrimSpace(string(b)) != fmt.Sprint(limit) {
 		t.Errorf("memory limit = %q (%v), want %d", b, err, limit)
 	}
@@ -133,7 +137,7 @@ func TestRootFileSystemIsItsOwn(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(r.Container.Rootfs, "made")); err != nil {
 		t.Error(err)
 	}
-	if strings.Count(out, "/"+r.Container.Cgroup+"\n") < 5 {
+	if strings.Count(out, "/"+r.Container.Cgroup+"\n") < hierarchies {
 		t.Errorf("cgroups: %s", out)
 	}
 }
