@@ -58,7 +58,9 @@ test)
   ;;
 long)
   "$0" test
-  debian qemu-system-x86 cpio
+  # An emulator, and what a guest is made of. Its kernel is unpacked into .tools, never installed.
+  debian qemu-system-x86 cpio busybox-static
+  "$root/tools/vm/kernel.sh" >/dev/null
   ;;
 *)
   echo "usage: $0 runc VERSION | gen | lint | test | long" >&2

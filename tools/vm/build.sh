@@ -38,7 +38,26 @@ printf '127.0.0.1 localhost guest\n' >"$fs/etc/hosts"
 echo guest >"$fs/etc/hostname"
 install -m 755 tools/vm/init "$fs/init"
 install -m 755 bin/mosaic bin/mosaic-modules bin/mosaic-shim bin/runc "$fs/src/bin/"
+
+# libraries PROGRAM: copies what a program is linked with.
+libraries() {
+  { ldd "$1" 2>/dev/null || true; } | grep -o '/[^ ]*' | while read -r lib; do
+    [ -e "$fs$lib" ] || install -D "$lib" "$fs$lib"
+  done
+}
+# runc is linked with libseccomp where that can be had.
+libraries bin/runc
+# This machine's own where tests ask more than busybox gives: a shell of any name, readlink of several links.
+for b in sh readlink; do
+  path=$(readlink -f "$(command -v $b)")
+  rm -f "$fs/bin/$b"
+  install -m 755 "$path" "$fs/bin/$b"
+  libraries "$path"
+done
 cp "$out"/kernel/modules/*.ko "$fs/lib/modules/" 2>/dev/null || true
+
+# The tests of launchers build the shim from source; without a toolchain they are handed the one built here.
+install -m 755 tools/vm/go "$fs/bin/go"
 
 export CGO_ENABLED=0
 $go build -trimpath -ldflags '-s -w' -o "$fs/src/check" ./core/e2e/vm

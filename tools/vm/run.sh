@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Boots the virtual machine, shows what it says on its serial console, keeps that in .tools/reports/vm.log, and exits as
 # the checks inside did: 0 all right, 1 something failed, 124 it did not end in time.
-#   tools/vm/run.sh [TIME_LIMIT_SECONDS]
+#   tools/vm/run.sh [TIME_LIMIT_SECONDS [CHECKS]]
+# CHECKS is a regular expression without spaces that names what to run; all by default.
 #
 # It is emulated in full (no KVM: nested virtualisation is what small machines lack), of type q35 (microvm does not boot
 # this kernel).
@@ -20,7 +21,7 @@ timeout --foreground --signal=TERM --kill-after=10 "$limit" "$qemu" \
   -machine q35,accel=tcg -cpu max -smp "${VM_CPUS:-2}" -m "${VM_MEMORY:-1536}" \
   -display none -monitor none -nodefaults -no-reboot -serial stdio \
   -kernel "$kernel" -initrd "$initrd" \
-  -append 'console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on oops=panic' \
+  -append 'console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on oops=panic'" VM_RUN=${2:-}" \
   </dev/null | sed -u 's/\r//g' | tee "$log" || code=${PIPESTATUS[0]}
 if [ "$code" = 124 ] || [ "$code" = 137 ]; then
   echo "the virtual machine did not end within $limit s; its output is in $log" >&2
