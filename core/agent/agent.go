@@ -174,6 +174,8 @@ type Agent struct {
 	toldRevocable []*mesosv1.Resource   // what the master was told of it
 	counters      counters
 
+	networkChecks, commandChecks checkGate // guarded by mu
+
 	work       context.Context // of calls to the containerizer; outlives Run's a little, ends before Run does
 	cancelWork context.CancelCauseFunc
 	failed     chan struct{} // closed when fatal is set
@@ -372,6 +374,7 @@ func (a *Agent) fail(err error) {
 type change struct {
 	ops   []op
 	after []func()
+	lazy  bool // may wait a little for others to be written with
 }
 
 func (c *change) put(bucket, key, value []byte) { c.ops = append(c.ops, op{bucket, key, value}) }
@@ -392,8 +395,11 @@ func (a *Agent) do(c *change) {
 	if len(c.ops) == 0 && len(c.after) == 0 {
 		return
 	}
-	after := c.after
-	a.store.submit(c.ops, func(err error) {
+	after, submit := c.after, a.store.submit
+	if c.lazy {
+		submit = a.store.submitLazily
+	}
+	submit(c.ops, func(err error) {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		if err != nil {

@@ -40,9 +40,13 @@ const lockTimeout = 2 * time.Second
 // ErrStoreClosed is returned by writes after Close.
 var ErrStoreClosed = errors.New("checkpoint store is closed")
 
+// lazyDelay is how long a write that nobody waits for may wait for others to share a sync with.
+const lazyDelay = 20 * time.Millisecond
+
 // Store keeps what must survive the agent in one bbolt file. Writers queue; one goroutine writes all that is
 // queued in one transaction and one fsync, so that a thousand launches at once cost a few syncs and not a
-// thousand, and a lone one waits for nobody.
+// thousand, and a lone one waits for nobody. Lazy writes are not worth a sync of their own at once: they go with
+// the next that is, or after a moment.
 //
 // Writes become durable in the order in which they were submitted. After a write has failed, all later ones
 // fail with the same error: what is on disk is always a prefix of what was submitted.
@@ -51,7 +55,9 @@ type Store struct {
 
 	mu     sync.Mutex // guards what follows
 	queue  []write
-	err    error // first failed write, or ErrStoreClosed
+	urgent bool      // something in queue is not lazy
+	since  time.Time // when the first lazy write came to an empty queue
+	err    error     // first failed write, or ErrStoreClosed
 	wake   chan struct{}
 	ended  chan struct{}
 	failed chan struct{} // closed when err is set by a write
@@ -125,22 +131,36 @@ func (s *Store) Close() error {
 
 // submit queues ops, to be written together, and returns at once. done is called from the store's goroutine,
 // in the order of submission, when they are on disk or never will be. It must not block.
-func (s *Store) submit(ops []op, done func(error)) {
+func (s *Store) submit(ops []op, done func(error)) { s.add(write{ops, done}, false) }
+
+// submitLazily is submit for what is in no hurry.
+func (s *Store) submitLazily(ops []op, done func(error)) { s.add(write{ops, done}, true) }
+
+func (s *Store) add(w write, lazy bool) {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
-		done(ErrStoreClosed)
+		w.done(ErrStoreClosed)
 		return
 	}
-	s.queue = append(s.queue, write{ops, done})
+	if len(s.queue) == 0 {
+		s.urgent, s.since = false, time.Now()
+	}
+	s.urgent = s.urgent || !lazy
+	s.queue = append(s.queue, w)
 	s.mu.Unlock()
 	s.signal()
 }
 
 // put writes ops and returns when they are on disk. When ctx ends first, they may yet be written.
 func (s *Store) put(ctx context.Context, ops []op) error {
+	return s.wait(ctx, func(done func(error)) { s.submit(ops, done) })
+}
+
+// wait returns what submit's write came to.
+func (s *Store) wait(ctx context.Context, submit func(done func(error))) error {
 	result := make(chan error, 1)
-	s.submit(ops, func(err error) { result <- err })
+	submit(func(err error) { result <- err })
 	select {
 	case err := <-result:
 		return err
@@ -167,6 +187,16 @@ func (s *Store) run() {
 	defer close(s.ended)
 	for {
 		s.mu.Lock()
+		if wait := lazyDelay - time.Since(s.since); len(s.queue) > 0 && !s.urgent && !s.closed && wait > 0 {
+			s.mu.Unlock()
+			timer := time.NewTimer(wait)
+			select {
+			case <-s.wake:
+			case <-timer.C:
+			}
+			timer.Stop()
+			continue
+		}
 		batch, closed, err := s.queue, s.closed, s.err
 		s.queue = nil
 		s.mu.Unlock()
@@ -249,12 +279,14 @@ func (s *Store) PutContainer(ctx context.Context, cp *containerv1.Checkpoint) er
 	return nil
 }
 
-// DeleteContainer forgets a container, on disk when it returns. One that is not there is no error.
+// DeleteContainer forgets a container, on disk when it returns. One that is not there is no error. It takes its time,
+// for nothing waits for it but what comes after the container.
 func (s *Store) DeleteContainer(ctx context.Context, id string) error {
 	if id == "" {
 		return nil
 	}
-	if err := s.put(ctx, []op{{bucketContainers, []byte(id), nil}}); err != nil {
+	forget := []op{{bucketContainers, []byte(id), nil}}
+	if err := s.wait(ctx, func(done func(error)) { s.submitLazily(forget, done) }); err != nil {
 		return fmt.Errorf("forget container %s: %w", id, err)
 	}
 	return nil

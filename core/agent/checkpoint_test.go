@@ -241,3 +241,41 @@ func BenchmarkPut(b *testing.B) {
 		})
 	}
 }
+
+func TestLazyWritesGoWithTheNextOneOrAfterAMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, filepath.Join(t.TempDir(), "db"))
+		defer s.Close()
+		var sizes []int
+		s.beforeCommit = func(_ int, ops []op) error {
+			sizes = append(sizes, len(ops))
+			return nil
+		}
+		began := time.Now()
+		var written time.Duration
+		lazy := func() {
+			s.submitLazily([]op{{bucketTasks, []byte("k"), []byte("v")}}, func(error) { written = time.Since(began) })
+		}
+		lazy()
+		lazy()
+		synctest.Wait()
+		if len(sizes) != 0 {
+			t.Errorf("commits before anything is urgent: %v, want none", sizes)
+		}
+		if err := s.put(t.Context(), []op{{bucketTasks, []byte("k"), []byte("w")}}); err != nil {
+			t.Fatal(err)
+		}
+		if len(sizes) != 1 || sizes[0] != 3 || written != 0 {
+			t.Errorf("commits %v after %v, want one of 3 at once", sizes, written)
+		}
+		for range 3 { // each within the time of the first: it does not begin anew
+			lazy()
+			time.Sleep(lazyDelay / 4)
+		}
+		time.Sleep(lazyDelay / 4)
+		synctest.Wait()
+		if len(sizes) != 2 || sizes[1] != 3 || written != lazyDelay {
+			t.Errorf("commits %v, the last after %v, want a second one of 3 after %v", sizes, written, lazyDelay)
+		}
+	})
+}

@@ -36,6 +36,8 @@ func (a *Agent) commandLaunched(c *change, e *executor) {
 		c.then(func() { a.destroy(e, nil) })
 	case !t.kill.IsZero(): // asked for while it was being launched
 		a.beginKill(c, t)
+	default:
+		a.beginChecks(c, t)
 	}
 }
 
@@ -58,6 +60,7 @@ func (a *Agent) expire(c *change, t *task) {
 		return
 	}
 	t.expired = true
+	a.stopChecks(t)
 	c.progress(t)
 	c.then(func() {
 		switch e.phase {
@@ -120,6 +123,7 @@ func (a *Agent) kill(c *change, t *task, policy *mesosv1.KillPolicy) {
 	} else {
 		t.kill = time.Now()
 		a.timers.stop(t.maxTimer)
+		a.stopChecks(t)
 	}
 	t.grace = grace
 	t.draining = t.draining || a.drain != nil
@@ -204,6 +208,7 @@ func (a *Agent) ended(c *change, e *executor, end *containerTermination, err err
 		return
 	}
 	t := e.command
+	a.stopChecks(t)
 	if t.framework.terminating {
 		a.forgetTask(c, t) // nobody is left to acknowledge
 	} else {

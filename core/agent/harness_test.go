@@ -504,8 +504,11 @@ func (w *world) container(task string) string {
 	return us[0].GetStatus().GetContainerStatus().GetContainerId().GetValue()
 }
 
-// records counts what the store holds, by bucket, empty ones left out.
+// records counts what the store holds, by bucket, empty ones left out. Lazy writes are written before.
 func (w *world) records() map[string]int {
+	if err := w.store.put(context.Background(), nil); err != nil {
+		w.t.Errorf("write what is queued: %v", err)
+	}
 	counts := make(map[string]int)
 	for _, b := range buckets {
 		w.store.each(b, func(_, _ []byte) error {

@@ -39,7 +39,18 @@ type operation struct {
 // holdings is what operations made of the configured resources.
 type holdings struct {
 	total resources.Set
-	wipes []wipe // volumes that were destroyed and whose folders are not known to be moved away
+	// announced is the total as the master was told it: with the operations whose end was sent, and no others.
+	announced resources.Set
+	version   uint64 // of total: the number of operations
+	told      uint64 // the version of announced
+	wipes     []wipe // volumes that were destroyed and whose folders are not known to be moved away
+}
+
+// announce notes that the master is told of total as it was at a version.
+func (h *holdings) announce(total resources.Set, version uint64) {
+	if version >= h.told {
+		h.announced, h.told = total, version
+	}
 }
 
 // applyOperation carries an operation out, once however often it comes.
@@ -66,6 +77,7 @@ func (a *Agent) applyOperation(m *clusterv1.ApplyOperation) {
 			status.State = mesosv1.OperationState_OPERATION_FINISHED.Enum()
 			status.ConvertedResources = converted.Resources()
 			a.holdings.total = next
+			a.holdings.version++
 			a.holdings.wipes = append(a.holdings.wipes, wipesOf(op, uuid.UUID(id).String())...)
 			err = a.putHoldings(c)
 			if err != nil {
@@ -95,12 +107,13 @@ func (a *Agent) applyOperation(m *clusterv1.ApplyOperation) {
 		}
 		c.put(bucketOperations, id, data)
 		a.operations[string(id)] = o
-		expected := resources.New(m.GetTotalAfter()...).Unallocate()
+		total, version := a.holdings.total, a.holdings.version
+		expected := resources.New(m.GetTotalAfter()...).NonRevocable()
 		c.then(func() {
 			o.durable = true
+			a.holdings.announce(total, version)
 			a.sendOperation(o)
-			if len(m.GetTotalAfter()) > 0 && !expected.Equal(a.holdings.total.Add(resources.New(a.revocable...))) &&
-				!expected.Equal(a.holdings.total) {
+			if len(m.GetTotalAfter()) > 0 && !expected.Equal(total) {
 				a.sendTotal()
 			}
 		})
@@ -251,7 +264,7 @@ func (a *Agent) sendTotal() {
 		return
 	}
 	a.master.send(&clusterv1.FromAgent{Message: &clusterv1.FromAgent_ResourcesChanged{ResourcesChanged: &clusterv1.ResourcesChanged{
-		TotalResources:          a.holdings.total.Resources(),
+		TotalResources:          a.holdings.announced.Resources(),
 		OversubscribedResources: a.revocable,
 	}}})
 }
@@ -355,6 +368,7 @@ func (a *Agent) recoverHoldings() error {
 			"set the old resources again, or undo the reservations first", come, gone, configured)
 	}
 	a.holdings.total = configured.Subtract(gone).Add(come)
+	a.holdings.announced = a.holdings.total
 	var stale []op
 	err = a.store.each(bucketOperations, func(key, value []byte) error {
 		o := &operation{proto: new(mesosv1.Operation), durable: true}

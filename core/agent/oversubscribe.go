@@ -184,7 +184,7 @@ func (a *Agent) sendRevocable() {
 	a.toldRevocable = a.revocable
 	a.master.send(&clusterv1.FromAgent{Message: &clusterv1.FromAgent_ResourcesChanged{
 		ResourcesChanged: &clusterv1.ResourcesChanged{
-			TotalResources:          a.holdings.total.Resources(),
+			TotalResources:          a.holdings.announced.Resources(),
 			OversubscribedResources: a.revocable,
 		},
 	}})

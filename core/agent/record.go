@@ -63,9 +63,13 @@ type progress struct {
 	started    time.Time // TASK_STARTING was made; zero before
 	kill       time.Time // a kill was begun; zero otherwise
 	grace      time.Duration
-	expired    bool   // killed by max_completion_time
-	draining   bool   // killed by a drain
-	order      uint64 // of arrival
+	expired    bool      // killed by max_completion_time
+	draining   bool      // killed by a drain
+	order      uint64    // of arrival
+	checking   time.Time // its checks began to count; zero before, and without any
+	failures   uint64    // of its health check, in a row
+	passed     bool      // its health check did once
+	unhealthy  bool      // killed by its health check
 }
 
 func (p *progress) encode() []byte {
@@ -77,6 +81,12 @@ func (p *progress) encode() []byte {
 	b = appendFlag(b, 6, p.expired)
 	b = appendFlag(b, 7, p.draining)
 	b = appendUint(b, 8, p.order)
+	b = appendTime(b, 9, p.checking)
+	if p.failures > 0 {
+		b = appendUint(b, 10, p.failures)
+	}
+	b = appendFlag(b, 11, p.passed)
+	b = appendFlag(b, 12, p.unhealthy)
 	return b
 }
 
@@ -100,6 +110,14 @@ func decodeProgress(b []byte) (progress, error) {
 			p.draining = v != 0
 		case 8:
 			p.order = v
+		case 9:
+			p.checking = time.Unix(0, int64(v))
+		case 10:
+			p.failures = v
+		case 11:
+			p.passed = v != 0
+		case 12:
+			p.unhealthy = v != 0
 		}
 		return nil
 	})

@@ -303,7 +303,8 @@ func (a *Agent) recoverCommand(c *change, t *task, cp *containerv1.Checkpoint) {
 		e.phase = phaseRunning
 		e.pid = cp.GetPid()
 		ended := cp.GetPhase() == containerv1.Checkpoint_ENDED
-		if !ended && t.state != mesosv1.TaskState_TASK_RUNNING && t.state != mesosv1.TaskState_TASK_KILLING {
+		told := t.state == mesosv1.TaskState_TASK_RUNNING || t.state == mesosv1.TaskState_TASK_KILLING
+		if !ended && !told {
 			// It was started and the agent died before saying so.
 			if t.started.IsZero() {
 				t.started = time.Now()
@@ -319,6 +320,8 @@ func (a *Agent) recoverCommand(c *change, t *task, cp *containerv1.Checkpoint) {
 				c.then(func() { a.destroy(e, nil) })
 			} else if !t.kill.IsZero() {
 				a.beginKill(c, t)
+			} else if told {
+				a.beginChecks(c, t)
 			}
 		}
 		c.then(func() { a.await(e) })
@@ -335,6 +338,7 @@ func (a *Agent) sayRunning(ctx context.Context, t *task) {
 				State:  mesosv1.TaskState_TASK_RUNNING.Enum(),
 				Source: mesosv1.TaskStatus_SOURCE_EXECUTOR.Enum(),
 			})
+			a.beginChecks(c, t)
 		}
 	})
 }

@@ -209,6 +209,7 @@ func (a *Agent) hello() *clusterv1.Hello {
 		return h
 	}
 	h.Operations = a.operationRecords()
+	a.holdings.announce(a.holdings.total, a.holdings.version)
 	for _, f := range a.frameworks {
 		h.Frameworks = append(h.Frameworks, f.info)
 		for _, t := range f.tasks {

@@ -84,6 +84,7 @@ type task struct {
 	backoff   time.Duration
 	killTimer *timer
 	maxTimer  *timer
+	checkers  []*checker // while it runs
 }
 
 func (t *task) command() bool { return t.executor.command != nil }

@@ -61,6 +61,7 @@ func (a *Agent) update(c *change, t *task, s *mesosv1.TaskStatus) bool {
 	}
 	s.ContainerStatus = containerStatus(e, s.GetContainerStatus())
 	a.drained(t, s)
+	t.carryChecks(s)
 
 	t.state = s.GetState()
 	t.sequence++
@@ -220,6 +221,7 @@ func (a *Agent) acknowledge(m *clusterv1.Acknowledge) {
 		u.acknowledged = true
 		a.timers.stop(t.retry)
 		t.backoff = 0
+		c.lazy = t.head() == nil // else the next update waits for this
 		if terminal(u.status.GetState()) {
 			a.forgetTask(c, t)
 			return

@@ -12,9 +12,10 @@ import (
 	"github.com/mosaic-cluster/mosaic/sdk/resources"
 )
 
-// approveTasks asks once for each user that the tasks of an ACCEPT are to run as, and returns why not, nil
-// for yes, by user. The map is nil when nobody needs to be asked.
-func (m *Master) approveTasks(ctx context.Context, call *schedulerv1.Call) map[string]error {
+// approveAccept asks once for each user that the tasks of an ACCEPT are to run as, and for what its other
+// operations need, and returns why not, nil for yes, by user or permission. The map is nil when nobody needs to be
+// asked.
+func (m *Master) approveAccept(ctx context.Context, call *schedulerv1.Call) map[string]error {
 	if m.deps.Approvers == nil {
 		return nil
 	}
@@ -31,6 +32,11 @@ func (m *Master) approveTasks(ctx context.Context, call *schedulerv1.Call) map[s
 		}
 	}
 	for _, op := range call.GetAccept().GetOperations() {
+		for _, p := range permissionsFor(op) {
+			if _, asked := denied[p.key()]; !asked {
+				denied[p.key()] = m.approve(ctx, principal, p.action, p.object)
+			}
+		}
 		for _, t := range op.GetLaunch().GetTaskInfos() {
 			ask(userOf(t, t.GetExecutor(), f.info))
 		}
@@ -60,6 +66,9 @@ type acceptance struct {
 	agent     *agent
 	role      string
 	remaining resources.Set // of the offers, not yet used
+	converted resources.Set // made by operations; what is left of it is offered again at once
+	held      resources.Set // resized volumes, which nothing in the same call uses
+	shared    resources.Set // shared volumes, of which tasks may have as many copies as they want
 	denied    map[string]error
 }
 
@@ -95,6 +104,7 @@ func (s *state) accept(f *framework, call *schedulerv1.Call_Accept, denied map[s
 		sets[i] = o.resources
 	}
 	x.remaining = resources.Sum(sets...)
+	x.shared = x.remaining.Shared()
 	s.metrics.offersAccepted.Add(uint64(len(offers)))
 	for _, op := range call.GetOperations() {
 		switch op.GetType() {
@@ -105,14 +115,10 @@ func (s *state) accept(f *framework, call *schedulerv1.Call_Accept, denied map[s
 		case mesosv1.Offer_Operation_LAUNCH_GROUP:
 			s.launchGroup(x, op.GetLaunchGroup(), op.Id, now)
 		default:
-			s.failOperation(f, op, x.agent, mesosv1.OperationState_OPERATION_ERROR,
-				fmt.Sprintf("Operation %s is not supported by this master", op.GetType()))
+			s.operate(x, op, now)
 		}
 	}
-	if !x.remaining.Empty() {
-		s.allocator.RecoverResources(f.id, x.agent.id, x.remaining, filtersOf(call.GetFilters()), now)
-		s.allocateBy(now)
-	}
+	s.settle(x, call.GetFilters(), now)
 }
 
 // chosenOffers returns the offers that an answer names.
@@ -202,6 +208,12 @@ func (s *state) failOperation(f *framework, op *mesosv1.Offer_Operation, a *agen
 }
 
 func (s *state) sendOperationStatus(f *framework, status *mesosv1.OperationStatus) {
+	if !f.can.refinement && len(status.GetConvertedResources()) > 0 {
+		if old, err := resources.ToPreRefinement(status.ConvertedResources); err == nil {
+			status = status.CloneVT()
+			status.ConvertedResources = old
+		}
+	}
 	s.send(f, &schedulerv1.Event{
 		Type:                  schedulerv1.Event_UPDATE_OPERATION_STATUS.Enum(),
 		UpdateOperationStatus: &schedulerv1.Event_UpdateOperationStatus{Status: status},
@@ -246,6 +258,7 @@ func (s *state) launch(x *acceptance, t *mesosv1.TaskInfo, operation *mesosv1.Op
 			need = set.Add(e.resources)
 		}
 	}
+	s.copyShared(x, need)
 	if !x.remaining.Contains(need) {
 		invalid(fmt.Errorf("Total resources %s required by task and its executor is more than available %s", need, x.remaining))
 		return
@@ -318,6 +331,7 @@ func (s *state) launchGroup(x *acceptance, g *mesosv1.Offer_Operation_LaunchGrou
 		}
 		need = need.Add(sets[i])
 	}
+	s.copyShared(x, need)
 	if !x.remaining.Contains(need) {
 		invalid(fmt.Errorf("Total resources %s required by task group and its executor are more than available %s", need, x.remaining))
 		return

@@ -40,8 +40,10 @@ type agent struct {
 	tasks     map[*task]struct{}
 	executors map[executorKey]*executor
 	offers    map[*offer]struct{}
-	owedAcks  []*clusterv1.Acknowledge
-	slot      int // in the view
+	// operations are those it has not been acknowledged for, by uuid; nil when there was none.
+	operations map[string]*operation
+	owedAcks   []*clusterv1.Acknowledge
+	slot       int // in the view
 }
 
 // recoveredAgent was admitted by a former master and has not returned yet.
@@ -259,6 +261,7 @@ func (s *state) register(c *agentConn, h *clusterv1.Hello, record registry.Agent
 			returned = append(returned, t)
 		}
 	}
+	s.readdOperations(a, h.GetOperations())
 	used := make(map[string]resources.Set)
 	for t := range a.tasks {
 		if !t.released {
@@ -446,6 +449,7 @@ func (s *state) reconnect(a *agent, c *agentConn, h *clusterv1.Hello, now time.T
 			s.tell(a, &clusterv1.ToAgent{Message: &clusterv1.ToAgent_KillTask{KillTask: t.kill}})
 		}
 	}
+	s.readdOperations(a, h.GetOperations())
 	alive := make(map[executorKey]bool)
 	for _, e := range h.GetExecutors() {
 		key := executorKey{e.GetFrameworkId(), e.GetExecutor().GetExecutorId().GetValue()}
@@ -515,6 +519,17 @@ type removal struct {
 	metric      counter
 }
 
+// operations is what becomes of operations.
+func (r *removal) operations() mesosv1.OperationState {
+	switch {
+	case !r.unreachable.IsZero():
+		return mesosv1.OperationState_OPERATION_UNREACHABLE
+	case r.state == mesosv1.TaskState_TASK_GONE_BY_OPERATOR:
+		return mesosv1.OperationState_OPERATION_GONE_BY_OPERATOR
+	}
+	return mesosv1.OperationState_OPERATION_DROPPED
+}
+
 // markUnreachable gives up an agent that may return.
 func (s *state) markUnreachable(a *agent, now time.Time) {
 	s.dismiss(a, agentUnreachable(a.record, now), removal{
@@ -553,6 +568,7 @@ func (s *state) removeAgent(a *agent, r removal, now time.Time) {
 		}
 		s.loseTaskUntil(t, r, now)
 	}
+	s.endOperations(a, r.operations(), r.message)
 	s.allocator.RemoveAgent(a.id)
 	delete(s.agents, a.id)
 	if s.byAddress[addressOf(a.info)] == a {
@@ -606,7 +622,7 @@ func (s *state) resourcesChanged(a *agent, r *clusterv1.ResourcesChanged, now ti
 			return
 		}
 	}
-	a.total = totalOf(a.info, r.GetTotalResources(), r.GetOversubscribedResources())
+	a.total = s.withPending(a, totalOf(a.info, r.GetTotalResources(), r.GetOversubscribedResources()))
 	// Offers may hold what is no more; the others come again at once.
 	s.rescindAll(a, now)
 	s.allocator.UpdateAgentTotal(a.id, a.total)

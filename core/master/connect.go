@@ -142,7 +142,7 @@ func (s *state) fromAgent(c *agentConn, msg *clusterv1.FromAgent, now time.Time)
 	case *clusterv1.FromAgent_ResourcesChanged:
 		s.resourcesChanged(a, x.ResourcesChanged, now)
 	case *clusterv1.FromAgent_OperationUpdate:
-		s.operationUpdate(x.OperationUpdate)
+		s.operationUpdate(a, x.OperationUpdate, now)
 	case *clusterv1.FromAgent_Bye:
 		s.bye(a, x.Bye)
 	}

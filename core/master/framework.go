@@ -44,7 +44,7 @@ type framework struct {
 
 // capabilities are a framework's, as far as the master cares.
 type capabilities struct {
-	multiRole, refinement, partitionAware bool
+	multiRole, refinement, partitionAware, shared bool
 }
 
 func capabilitiesOf(info *mesosv1.FrameworkInfo) capabilities {
@@ -57,6 +57,8 @@ func capabilitiesOf(info *mesosv1.FrameworkInfo) capabilities {
 			c.refinement = true
 		case mesosv1.FrameworkInfo_Capability_PARTITION_AWARE:
 			c.partitionAware = true
+		case mesosv1.FrameworkInfo_Capability_SHARED_RESOURCES:
+			c.shared = true
 		}
 	}
 	return c
@@ -161,6 +163,7 @@ func (s *state) subscribe(sub subscription, now time.Time) {
 			s.sendUpdate(f, t.unacknowledged)
 		}
 	}
+	s.sendUnacknowledged(f)
 	s.log.Info("framework subscribed", "framework", id, "name", info.GetName())
 }
 

@@ -53,28 +53,3 @@ func (s *state) reconcileTask(f *framework, id *mesosv1.TaskID, agentID *mesosv1
 		s.sendUpdate(f, answer(mesosv1.TaskState_TASK_UNKNOWN, "Task is unknown"))
 	}
 }
-
-// reconcileOperations tells a framework the state of operations. None is tracked here, so only what is
-// known of the agent can be said.
-func (s *state) reconcileOperations(f *framework, call *schedulerv1.Call_ReconcileOperations) {
-	for _, op := range call.GetOperations() {
-		agent := op.GetAgentId().GetValue()
-		state := mesosv1.OperationState_OPERATION_UNKNOWN
-		message := "Reconciliation: Operation is unknown"
-		switch {
-		case s.recovered[agent] != nil:
-			state, message = mesosv1.OperationState_OPERATION_RECOVERING, "Reconciliation: Agent is recovered but has not re-registered"
-		case !s.unreachable[agent].Since.IsZero():
-			state, message = mesosv1.OperationState_OPERATION_UNREACHABLE, "Reconciliation: Agent is unreachable"
-		case !s.gone[agent].IsZero():
-			state, message = mesosv1.OperationState_OPERATION_GONE_BY_OPERATOR, "Reconciliation: Agent marked gone by operator"
-		}
-		s.sendOperationStatus(f, &mesosv1.OperationStatus{
-			OperationId:        op.OperationId,
-			State:              state.Enum(),
-			Message:            &message,
-			AgentId:            op.AgentId,
-			ResourceProviderId: op.ResourceProviderId,
-		})
-	}
-}

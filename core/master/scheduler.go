@@ -108,7 +108,7 @@ type schedulerCall struct {
 func (m *Master) prepareCall(ctx context.Context, principal string, c *schedulerCall) error {
 	switch c.call.GetType() {
 	case schedulerv1.Call_ACCEPT:
-		c.denied = m.approveTasks(ctx, c.call)
+		c.denied = m.approveAccept(ctx, c.call)
 	case schedulerv1.Call_UPDATE_FRAMEWORK:
 		update := c.call.GetUpdateFramework()
 		info := update.GetFrameworkInfo()
@@ -174,10 +174,12 @@ func (s *state) schedulerCall(f *framework, c schedulerCall, now time.Time) erro
 		s.messageToExecutor(f, call.GetMessage())
 	case schedulerv1.Call_UPDATE_FRAMEWORK:
 		return s.updateFramework(f, c, now)
-	case schedulerv1.Call_REQUEST, schedulerv1.Call_ACKNOWLEDGE_OPERATION_STATUS,
+	case schedulerv1.Call_ACKNOWLEDGE_OPERATION_STATUS:
+		s.acknowledgeOperation(f, call.GetAcknowledgeOperationStatus())
+	case schedulerv1.Call_REQUEST,
 		schedulerv1.Call_ACCEPT_INVERSE_OFFERS, schedulerv1.Call_DECLINE_INVERSE_OFFERS:
-		// Requests are ignored, as in Mesos. Without operations that are tracked, and without
-		// inverse offers, the others name things that do not exist, which is no error either.
+		// Requests are ignored, as in Mesos. Without inverse offers the others name things that do not
+		// exist, which is no error either.
 	case schedulerv1.Call_SUBSCRIBE:
 		return badRequest("A SUBSCRIBE has no place here")
 	default:

@@ -38,11 +38,13 @@ type state struct {
 	unreachable   map[string]registry.Departure
 	gone          map[string]time.Time
 	offers        map[string]*offer
+	operations    map[operationKey]*operation // those with an id
 	weights       map[string]float64
 	subscribers   []*subscriber // oldest first
 	nextFramework uint64
 	nextAgent     uint64
 	nextOffer     uint64
+	nextOperation uint64
 	pending       []step // for the registry, not yet handed over
 	batches       chan<- []step
 	registrarBusy bool
@@ -65,6 +67,7 @@ func newState(m *Master, info *mesosv1.MasterInfo, a *allocator.Allocator) *stat
 		unreachable:  make(map[string]registry.Departure),
 		gone:         make(map[string]time.Time),
 		offers:       make(map[string]*offer),
+		operations:   make(map[operationKey]*operation),
 		weights:      make(map[string]float64),
 	}
 }

@@ -192,13 +192,6 @@ func (s *state) loseTaskUntil(t *task, r removal, now time.Time) {
 	f.unreachableTasks.add(s, t, taskUnreachable, s.cfg.MaxUnreachableTasksPerFramework)
 }
 
-// operationUpdate passes the state of an operation on. Operations are not tracked by this master.
-func (s *state) operationUpdate(u *clusterv1.OperationUpdate) {
-	if f := s.frameworks[u.GetFrameworkId()]; f != nil && u.GetStatus().GetOperationId() != nil {
-		s.sendOperationStatus(f, u.GetStatus())
-	}
-}
-
 // bye removes an agent that goes for good.
 func (s *state) bye(a *agent, b *clusterv1.Bye) {
 	message := "Agent unregistered"

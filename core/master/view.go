@@ -82,6 +82,7 @@ type viewBuilder struct {
 	tasks      table[taskEntry]
 	executors  table[executorEntry]
 	offers     table[offerEntry]
+	operations table[mesosv1.Operation]
 	frameworks table[frameworkEntry]
 	agents     table[agentEntry]
 	recovered  table[mesosv1.AgentInfo]
@@ -100,7 +101,7 @@ func newViewBuilder(cfg *Config, info *mesosv1.MasterInfo, m *metrics) *viewBuil
 // publish returns the view of now. It costs what changed since the last one, which it returns again if
 // nothing did.
 func (b *viewBuilder) publish() *view {
-	if b.last != nil && !b.changed && !b.tasks.fresh && !b.executors.fresh && !b.offers.fresh &&
+	if b.last != nil && !b.changed && !b.tasks.fresh && !b.executors.fresh && !b.offers.fresh && !b.operations.fresh &&
 		!b.frameworks.fresh && !b.agents.fresh && !b.recovered.fresh {
 		return b.last
 	}
@@ -112,6 +113,7 @@ func (b *viewBuilder) publish() *view {
 		tasks:      b.tasks.snapshot(),
 		executors:  b.executors.snapshot(),
 		offers:     b.offers.snapshot(),
+		operations: b.operations.snapshot(),
 		frameworks: b.frameworks.snapshot(),
 		agents:     b.agents.snapshot(),
 		recovered:  b.recovered.snapshot(),
@@ -131,6 +133,7 @@ type view struct {
 	tasks      snapshot[taskEntry]
 	executors  snapshot[executorEntry]
 	offers     snapshot[offerEntry]
+	operations snapshot[mesosv1.Operation]
 	frameworks snapshot[frameworkEntry]
 	agents     snapshot[agentEntry]
 	recovered  snapshot[mesosv1.AgentInfo]
