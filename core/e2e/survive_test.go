@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 
 	"github.com/mosaic-cluster/mosaic/core/e2e/cluster"
+	"github.com/mosaic-cluster/mosaic/sdk/scheduler"
 )
 
 // moduleStatus is what `mosaic module ls -o json` says of one module.
@@ -242,6 +244,9 @@ func TestKillingTheMasterLosesNoTask(t *testing.T) {
 		return err == nil && strings.Count(r.Stdout, "TASK_RUNNING") == 10
 	})
 	fl.checkUndisturbed(t, before)
+	eventually(t, "the framework is subscribed again", 20*time.Second, func() bool {
+		return !errors.Is(fl.Client().Suppress(ctx), scheduler.ErrNotSubscribed)
+	})
 	if err := fl.Teardown(ctx); err != nil {
 		t.Fatalf("teardown after the framework resubscribed: %v", err)
 	}
