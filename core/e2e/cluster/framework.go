@@ -27,6 +27,10 @@ type Framework struct {
 	updates map[string][]Update
 	enough  bool // offers go back at once
 	err     error
+
+	subscribed bool
+	failures   []*schedulerv1.Event_Failure
+	messages   []string
 }
 
 // Update is one status update as it came.
@@ -65,7 +69,7 @@ func SubscribeAs(ctx context.Context, master string, info *mesosv1.FrameworkInfo
 		f.mu.Unlock()
 		close(f.ended)
 	}()
-	return f, f.wait(ctx, "SUBSCRIBED", func() bool { return f.client.FrameworkID() != nil })
+	return f, f.wait(ctx, "SUBSCRIBED", func() bool { return f.subscribed })
 }
 
 // wake tells waiters that something changed. mu is held.
@@ -84,6 +88,12 @@ func (f *Framework) event(ctx context.Context, e *schedulerv1.Event) error {
 	defer f.mu.Unlock()
 	defer f.wake()
 	switch e.GetType() {
+	case schedulerv1.Event_SUBSCRIBED:
+		f.subscribed = true
+	case schedulerv1.Event_FAILURE:
+		f.failures = append(f.failures, e.GetFailure())
+	case schedulerv1.Event_MESSAGE:
+		f.messages = append(f.messages, string(e.GetMessage().GetData()))
 	case schedulerv1.Event_OFFERS:
 		f.offers = append(f.offers, e.GetOffers().GetOffers()...)
 	case schedulerv1.Event_RESCIND:
@@ -266,6 +276,46 @@ func (f *Framework) Updates(task string) []Update {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return append([]Update(nil), f.updates[task]...)
+}
+
+// Failure waits for the failure of an executor.
+func (f *Framework) Failure(ctx context.Context, executor string) (*schedulerv1.Event_Failure, error) {
+	var found *schedulerv1.Event_Failure
+	err := f.wait(ctx, "FAILURE of executor "+executor, func() bool {
+		for _, e := range f.failures {
+			if e.GetExecutorId().GetValue() == executor {
+				found = e
+			}
+		}
+		return found != nil
+	})
+	return found, err
+}
+
+// Messages are what executors have sent so far.
+func (f *Framework) Messages() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]string(nil), f.messages...)
+}
+
+// Offers is how many offers are held.
+func (f *Framework) Offers() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.offers)
+}
+
+// Ended waits until the master has ended the subscription, and says how.
+func (f *Framework) Ended(ctx context.Context) error {
+	select {
+	case <-f.ended:
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.err
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the end of the subscription: %w", ctx.Err())
+	}
 }
 
 // Teardown ends the framework and its tasks.
