@@ -487,7 +487,8 @@ func (r *runner) describe() string {
 	if r.status.Reason != nil {
 		text += ", " + r.status.GetReason().String()
 	}
-	if m := r.status.GetMessage(); m != "" {
+	// What follows the first line is for logs: statistics of memory, mostly.
+	if m, _, _ := strings.Cut(r.status.GetMessage(), "\n"); m != "" {
 		text += ": " + m
 	}
 	return text
