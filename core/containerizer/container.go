@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
+	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 	isolatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/isolator/v1"
 )
@@ -63,6 +64,7 @@ type container struct {
 	skipped       map[string]bool   // optional modules whose Prepare failed
 	cleanups      map[string]string // operation ids of cleanups whose outcome is unknown
 	forgotten     bool
+	early         *mesosv1.ContainerStatus // for the first Status after the launch, nil when that was
 }
 
 func newContainer(spec *containerv1.Container) *container {

@@ -126,6 +126,9 @@ type Containerizer struct {
 
 	hostUsers hostUsers
 
+	warming sync.Once
+	warmed  bool // set in warming
+
 	// life ends at Close; it bounds what goes on between calls (watching, owed cleanups). wg holds those goroutines.
 	life context.Context
 	end  context.CancelFunc
@@ -197,10 +200,37 @@ func (c *Containerizer) Close(ctx context.Context) error {
 	}()
 	select {
 	case <-done:
-		return c.intents.close()
+		return errors.Join(c.cool(ctx), c.intents.close())
 	case <-ctx.Done():
 		return fmt.Errorf("close containerizer: %w", ctx.Err())
 	}
+}
+
+// warm lets the launchers prepare for containers to come, once.
+func (c *Containerizer) warm() {
+	c.warming.Do(func() {
+		for _, l := range c.cfg.Launchers {
+			if w, ok := l.(launcher.Warmer); ok {
+				w.Warm(c.cfg.CgroupRoot)
+			}
+		}
+		c.warmed = true
+	})
+}
+
+// cool undoes warm.
+func (c *Containerizer) cool(ctx context.Context) error {
+	c.warming.Do(func() {})
+	if !c.warmed {
+		return nil
+	}
+	var errs []error
+	for _, l := range c.cfg.Launchers {
+		if w, ok := l.(launcher.Warmer); ok {
+			errs = append(errs, w.Cool(ctx))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func bootID() string {

@@ -199,9 +199,12 @@ type discarder interface {
 // from the store and frees its id. It returns early when the containerizer is closed; Recover takes it up again then.
 func (c *Containerizer) settle(ct *container, owed error) {
 	if errors.Is(owed, errUntried) {
-		// How it ended is written before what tells it (the shim's record) is removed.
-		if err := c.save(c.life, ct); err != nil && c.life.Err() == nil {
-			c.log.Error("end of a container is not written", "error", err)
+		// How it ended is written before what tells it (the shim's record) is removed: by the agent, as a rule, which
+		// says so by letting go of the container, and else here.
+		if !c.letGo(ct) {
+			if err := c.save(c.life, ct); err != nil && c.life.Err() == nil {
+				c.log.Error("end of a container is not written", "error", err)
+			}
 		}
 		owed = c.dismantle(c.life, ct)
 	}
@@ -232,6 +235,31 @@ func (c *Containerizer) settle(ct *container, owed error) {
 			}
 		}
 	}
+}
+
+// forgetPatience is how long the agent may take to write down how a container ended, before that is done here. It takes
+// a millisecond.
+const forgetPatience = 200 * time.Millisecond
+
+// letGo waits a moment for the agent to let go of a container that ended, and says whether it did.
+func (c *Containerizer) letGo(ct *container) bool {
+	ct.saving.Lock()
+	ct.mu.Lock()
+	written := ct.saved == ct.version
+	ct.mu.Unlock()
+	ct.saving.Unlock()
+	if written {
+		return false // nothing to wait for
+	}
+	timer := time.NewTimer(forgetPatience)
+	defer timer.Stop()
+	select {
+	case <-ct.dropped:
+		return true
+	case <-timer.C:
+	case <-c.life.Done():
+	}
+	return false
 }
 
 // owe writes down what is left to be done, so that it survives the agent.

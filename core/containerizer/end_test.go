@@ -50,6 +50,7 @@ func TestIsolatorsAreAskedForALimitBeforeABadEndIsTold(t *testing.T) {
 			if _, err := c.Launch(t.Context(), testContainer(t, "c1")); err != nil {
 				t.Fatalf("Launch: %v", err)
 			}
+			asked = false // for the first Status; that was not about limits
 			m.exit("c1", x.status)
 			end, err := c.Wait(t.Context(), "c1")
 			if err != nil || end.WaitStatus == nil || int(*end.WaitStatus) != x.status || end.GetState() != x.state || end.GetReason() != x.reason {

@@ -94,7 +94,15 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 	if err := c.dropIntent(ct.id); err != nil {
 		return 0, err
 	}
-	if err := start(ctx, handle); err != nil {
+	// The caller's first question, asked while the command is being started.
+	early := make(chan struct{})
+	c.wg.Go(func() {
+		defer close(early)
+		c.describe(ctx, ct)
+	})
+	err = start(ctx, handle)
+	<-early
+	if err != nil {
 		return 0, fmt.Errorf("launcher(%s): %w", chosen.Name(), err)
 	}
 	if err := c.runs(ct); err != nil {
@@ -210,7 +218,7 @@ func (c *Containerizer) created(ct *container, l launcher.Launcher, h launcher.H
 	})
 }
 
-// runs marks the container as running and begins to watch it. That is written in the background: a container found
+// runs marks the container as running and begins to watch it. That is not worth a write of its own: a container found
 // CREATED and without intent after a crash is started again, which changes nothing for one that runs.
 func (c *Containerizer) runs(ct *container) error {
 	ct.mu.Lock()
@@ -222,14 +230,8 @@ func (c *Containerizer) runs(ct *container) error {
 	ct.reason = isolatorv1.CleanupRequest_ENDED
 	ct.cancel(nil)
 	ct.cancel = nil
-	ct.version++
 	ct.mu.Unlock()
 	c.wg.Go(func() { c.watch(ct) })
-	c.wg.Go(func() {
-		if err := c.save(c.life, ct); err != nil && c.life.Err() == nil {
-			c.log.Error("a running container stays written as created", "error", err)
-		}
-	})
 	return nil
 }
 

@@ -51,13 +51,34 @@ func TestLaunchAppliesWhatIsolatorsProposeAndTakesItBackAtTheEnd(t *testing.T) {
 	got := m.history()
 	for _, pair := range [][2]string{
 		{"prepare a c1", "create c1"}, {"create c1", "put c1 CREATED"}, {"put c1 CREATED", "start c1"},
-		{"isolate a c1", "start c1"}, {"put c1 ENDED", "destroy c1"}, {"destroy c1", "cleanup b c1"},
+		{"isolate a c1", "start c1"}, {"destroy c1", "cleanup b c1"},
 		{"cleanup b c1", "cleanup a c1"}, {"cleanup a c1", "delete c1"},
 	} {
 		if first, second := slices.Index(got, pair[0]), slices.Index(got, pair[1]); first < 0 || second < 0 || first > second {
 			t.Errorf("history: got %q at %d and %q at %d, want the one before the other:\n%s", pair[0], first, pair[1], second, strings.Join(got, "\n"))
 		}
 	}
+	if slices.Contains(got, "put c1 ENDED") {
+		t.Error("history: the end is written although the agent has it written already")
+	}
+}
+
+func TestEndThatTheAgentDoesNotWriteDownIsWrittenBeforeItsTracesGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		c, _ := startAgent(t, m, t.TempDir(), &fakeIsolator{m: m, name: "a"})
+		defer stopAgent(t, c)
+		if _, err := c.Launch(t.Context(), testContainer(t, "c1")); err != nil {
+			t.Fatalf("Launch: %v", err)
+		}
+		m.exit("c1", 0)
+		time.Sleep(forgetPatience)
+		synctest.Wait()
+		h := m.history()
+		if put, destroy := slices.Index(h, "put c1 ENDED"), slices.Index(h, "destroy c1"); put < 0 || destroy < put {
+			t.Errorf("history: got %v, want the end written, then its traces destroyed", h)
+		}
+	})
 }
 
 func TestOnlyOneDurableWriteLiesOnTheWayToARunningContainer(t *testing.T) {

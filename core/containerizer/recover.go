@@ -105,6 +105,7 @@ func (c *Containerizer) Recover(ctx context.Context, known []string) ([]*contain
 			return nil, fmt.Errorf("recover images: %w", err)
 		}
 	}
+	c.warm()
 	list := c.all()
 	c.each32(list, func(ct *container) { c.resume(ctx, ct, wanted[ct.id]) })
 	c.cleanTraceless(known)
@@ -219,12 +220,9 @@ func (c *Containerizer) readopt(ctx context.Context, ct *container) {
 			}, isolatorv1.CleanupRequest_LAUNCH_FAILED)
 			return
 		}
-		ct.change(func() { ct.phase = containerv1.Checkpoint_RUNNING })
-		c.wg.Go(func() {
-			if err := c.save(c.life, ct); err != nil && c.life.Err() == nil {
-				c.log.Error("a running container stays written as created", "error", err)
-			}
-		})
+		ct.mu.Lock()
+		ct.phase = containerv1.Checkpoint_RUNNING // unwritten; see runs
+		ct.mu.Unlock()
 	}
 	c.wg.Go(func() { c.watch(ct) })
 }

@@ -85,15 +85,36 @@ func (c *Containerizer) Usage(ctx context.Context, ids []string) (map[string]*me
 }
 
 // Status tells who and where a container is: its id with its parents, the pid, and what isolators add (addresses,
-// cgroup facts). A module that does not answer within a second is left out.
+// cgroup facts). A module that does not answer within a second is left out. The first time after a launch the answers
+// are there already.
 func (c *Containerizer) Status(ctx context.Context, id string) (*mesosv1.ContainerStatus, error) {
 	ct, err := c.find(id)
 	if err != nil {
 		return nil, err
 	}
+	ct.mu.Lock()
+	s := ct.early
+	ct.early = nil
+	ct.mu.Unlock()
+	if s == nil {
+		s = c.status(ctx, ct)
+	}
+	return s, nil
+}
+
+// describe asks for the status of a container that is being started.
+func (c *Containerizer) describe(ctx context.Context, ct *container) {
+	s := c.status(ctx, ct)
+	ct.mu.Lock()
+	defer ct.mu.Unlock()
+	ct.early = s
+}
+
+func (c *Containerizer) status(ctx context.Context, ct *container) *mesosv1.ContainerStatus {
+	id := ct.id
 	s := &mesosv1.ContainerStatus{ContainerId: containerID(id)}
 	if ct.running() == nil {
-		return s, nil
+		return s
 	}
 	ct.mu.Lock()
 	pid := uint32(ct.pid)
@@ -122,7 +143,7 @@ func (c *Containerizer) Status(ctx context.Context, id string) (*mesosv1.Contain
 		}
 	}
 	s.ContainerId, s.ExecutorPid = containerID(id), &pid
-	return s, nil
+	return s
 }
 
 // containerID is the id as Mesos nests it: the values from the root down, joined by dots, inside out.

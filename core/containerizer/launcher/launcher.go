@@ -80,6 +80,14 @@ type Launcher interface {
 	Reattach(ctx context.Context, state []byte) (Handle, error)
 }
 
+// A Warmer is a Launcher that can prepare for containers to come.
+type Warmer interface {
+	// Warm keeps helpers ready for containers below the cgroup root. Called once, before the first Create.
+	Warm(root string)
+	// Cool ends those helpers and what keeps them up. Containers are not concerned.
+	Cool(ctx context.Context) error
+}
+
 // A Handle is one created container. Its methods may be called at the same time.
 type Handle interface {
 	// State is what Reattach needs, at most 4 KiB. It does not change.

@@ -43,6 +43,17 @@ func New(bin *shim.Binary, cgroups *cgroup.Hierarchy, log *slog.Logger) *Launche
 // Name implements launcher.Launcher.
 func (l *Launcher) Name() string { return Name }
 
+// Warm keeps shims ready for containers below the cgroup root; see launcher.Warmer.
+func (l *Launcher) Warm(root string) { l.nest.Warm(root, nil) }
+
+// Cool ends what Warm began.
+func (l *Launcher) Cool(ctx context.Context) error {
+	if err := l.nest.Cool(ctx); err != nil {
+		return fmt.Errorf("launcher(%s): %w", Name, err)
+	}
+	return nil
+}
+
 // Supports implements launcher.Launcher.
 func (l *Launcher) Supports(r *launcher.Request) error {
 	p := r.Proposal
@@ -214,4 +225,7 @@ func (l *Launcher) Discard(ctx context.Context, c *containerv1.Container, runDir
 	return nil
 }
 
-var _ launcher.Launcher = (*Launcher)(nil)
+var (
+	_ launcher.Launcher = (*Launcher)(nil)
+	_ launcher.Warmer   = (*Launcher)(nil)
+)

@@ -31,6 +31,9 @@ type Nest struct {
 	cgroups *cgroup.Hierarchy // nil without
 	log     *slog.Logger
 
+	spares *spares // nil unless warm
+	cool   context.CancelFunc
+
 	mu    sync.Mutex // guards shims
 	shims map[string]*cgroup.Group
 }
@@ -206,14 +209,13 @@ func makeRunDir(dir string) error {
 }
 
 func (b *Birth) spawn(asked *containerv1.CgroupResources, runtime *shim.Binary) error {
-	opts := shim.SpawnOptions{Runtime: runtime}
 	home := b.nest.shimGroup(b.req.Container.GetCgroup())
-	if home != nil {
-		opts.Cgroup = home.CloneInto()
-	}
-	client, err := shim.Spawn(b.nest.bin, opts)
-	if err != nil {
-		return err
+	client := b.nest.spares.take(home, runtime)
+	if client == nil {
+		var err error
+		if client, err = shim.Spawn(b.nest.bin, spawnOptions(home, runtime)); err != nil {
+			return err
+		}
 	}
 	b.client = client
 	b.home = home
@@ -223,7 +225,7 @@ func (b *Birth) spawn(asked *containerv1.CgroupResources, runtime *shim.Binary) 
 		}
 		return nil
 	}
-	err = b.makeGroup()
+	err := b.makeGroup()
 	if notAllowed(err) && !cgroup.Asks(asked) {
 		b.nest.log.Warn("container runs without a cgroup", "container", b.req.Container.GetId(), "error", err)
 		b.group = nil
