@@ -322,14 +322,27 @@ func i64(v int64) *int64 { return &v }
 func u64(v uint64) *uint64 { return &v }
 
 func cgroupSettingsAreWritten(t *testing.T, e *Env, l launcher.Launcher) {
-	if e.Cgroups.Version() != 1 {
-		t.Skip("reads files of cgroup version 1")
-	}
 	r := e.Request("sleep", "1000")
 	r.Proposal.Cgroup = &containerv1.CgroupResources{
 		CpuShares: u64(512), CpuQuotaUs: i64(50000), CpuPeriodUs: u64(100000), MemoryLimitBytes: i64(64 << 20),
-		MemoryReservationBytes: i64(32 << 20), PidsLimit: i64(40), Files: map[string]string{"memory/memory.swappiness": "7"},
+		MemoryReservationBytes: i64(32 << 20), PidsLimit: i64(40),
 	}
+	created := map[string]string{
+		"cpu/cpu.shares": "512", "cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000",
+		"memory/memory.limit_in_bytes": "67108864", "memory/memory.soft_limit_in_bytes": "33554432",
+		"pids/pids.max": "40", "memory/memory.swappiness": "7",
+	}
+	updated := map[string]string{"memory/memory.limit_in_bytes": "134217728", "cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.shares": "512"}
+	file, value := "memory/memory.swappiness", "7"
+	if e.Cgroups.Version() == 2 {
+		created = map[string]string{
+			"/cpu.weight": "59", "/cpu.max": "50000 100000", "/memory.max": "67108864", "/memory.low": "33554432",
+			"/pids.max": "40", "/memory.high": "62914560",
+		}
+		updated = map[string]string{"/memory.max": "134217728", "/cpu.max": "max 100000", "/cpu.weight": "59", "/cpuset.cpus": "0"}
+		file, value = "memory.high", "62914560"
+	}
+	r.Proposal.Cgroup.Files = map[string]string{file: value}
 	h := Start(t, l, r)
 	check := func(want map[string]string) {
 		t.Helper()
@@ -340,20 +353,18 @@ func cgroupSettingsAreWritten(t *testing.T, e *Env, l launcher.Launcher) {
 			}
 		}
 	}
-	check(map[string]string{
-		"cpu/cpu.shares": "512", "cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000",
-		"memory/memory.limit_in_bytes": "67108864", "memory/memory.soft_limit_in_bytes": "33554432",
-		"pids/pids.max": "40", "memory/memory.swappiness": "7",
-	})
+	check(created)
 	err := h.Update(Context(t), &containerv1.CgroupResources{MemoryLimitBytes: i64(128 << 20), CpuQuotaUs: i64(-1), CpusetCpus: "0"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	check(map[string]string{"memory/memory.limit_in_bytes": "134217728", "cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.shares": "512"})
+	check(updated)
 	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", h.Pid())); err != nil || status(string(b), "Cpus_allowed_list") != "0" {
 		t.Errorf("the running process is on processors %s (%v), want 0", status(string(b), "Cpus_allowed_list"), err)
 	}
-	for _, bad := range []string{"memory/../cpu.shares", "memory/cgroup.procs", "memory/tasks", "../x", "memory.limit_in_bytes", "nothing/nothing.here"} {
+	for _, bad := range []string{
+		"memory/../cpu.shares", "memory/cgroup.procs", "memory/tasks", "../x", "../memory.max", "memory.limit_in_bytes", "cgroup.procs", "nothing/nothing.here",
+	} {
 		if err := h.Update(Context(t), &containerv1.CgroupResources{Files: map[string]string{bad: "1"}}); err == nil {
 			t.Errorf("Update of file %q = nil", bad)
 		}
