@@ -32,6 +32,7 @@ type agent struct {
 	// leaving: a change in the registry that ends its registration is under way.
 	leaving                  bool
 	registered, reregistered time.Time
+	drainStarted             time.Time // zero unless it is drained, or was and is not reactivated
 
 	ping     *timer
 	awaiting bool // the last ping has no answer yet
@@ -284,6 +285,9 @@ func (s *state) register(c *agentConn, h *clusterv1.Hello, record registry.Agent
 	}
 	s.tellShutdown(a, shutdown)
 	s.tellFrameworks(a, h)
+	if a.record.Drain != nil {
+		s.obeyRecord(a, now)
+	}
 	s.pingAgent(a, now)
 	s.log.Info("agent registered", "agent", id, "hostname", a.info.GetHostname(), "tasks", len(a.tasks), "resources", a.total.String())
 }
@@ -477,6 +481,9 @@ func (s *state) reconnect(a *agent, c *agentConn, h *clusterv1.Hello, now time.T
 	s.tellShutdown(a, shutdown)
 	s.tellFrameworks(a, h)
 	a.missed, a.awaiting = 0, false
+	if a.record.Drain != nil {
+		s.obeyRecord(a, now)
+	}
 	s.allocateBy(now)
 	s.log.Info("agent reconnected", "agent", a.id, "tasks", len(a.tasks))
 }
@@ -516,7 +523,7 @@ type removal struct {
 	reason      mesosv1.TaskStatus_Reason
 	message     string
 	unreachable time.Time // set if it may return
-	metric      counter
+	metric      counter   // nil if there is none for it
 }
 
 // operations is what becomes of operations.
@@ -578,7 +585,9 @@ func (s *state) removeAgent(a *agent, r removal, now time.Time) {
 	if !r.unreachable.IsZero() {
 		s.addUnreachable(a.id, registry.Departure{Since: r.unreachable, Agent: a.record})
 	}
-	r.metric.Add(1)
+	if r.metric != nil {
+		r.metric.Add(1)
+	}
 	s.metrics.removals.Add(1)
 	s.emitAgentRemoved(a.info.Id)
 	for _, f := range s.sortedFrameworks() {

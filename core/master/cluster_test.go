@@ -330,6 +330,8 @@ type fakeAgent struct {
 	tasks      map[string]*mesosv1.Task // by framework/task
 	executors  map[string]*clusterv1.ExecutorRecord
 	frameworks map[string]*mesosv1.FrameworkInfo
+	total      resources.Set                 // with what operations made
+	operations map[string]*mesosv1.Operation // by uuid, until acknowledged
 	uuids      byte
 	onReceive  func(*clusterv1.ToAgent) bool // optional; true if that was all
 }
@@ -348,6 +350,8 @@ func (c *cluster) agentAt(hostname string, port int32, text string) *fakeAgent {
 		tasks:      make(map[string]*mesosv1.Task),
 		executors:  make(map[string]*clusterv1.ExecutorRecord),
 		frameworks: make(map[string]*mesosv1.FrameworkInfo),
+		operations: make(map[string]*mesosv1.Operation),
+		total:      resources.MustParse(text),
 	}
 	c.agents = append(c.agents, a)
 	a.connect()
@@ -389,7 +393,12 @@ func (a *fakeAgent) connect() {
 	})
 	hello := &clusterv1.Hello{
 		Agent: a.info.CloneVT(), Version: "1.12.0", Session: fmt.Sprint(time.Now().UnixNano()),
-		Capabilities: []string{"MULTI_ROLE", "HIERARCHICAL_ROLE", "RESERVATION_REFINEMENT", "TASK_RESOURCE_LIMITS"},
+		Capabilities: []string{"MULTI_ROLE", "HIERARCHICAL_ROLE", "RESERVATION_REFINEMENT", "TASK_RESOURCE_LIMITS",
+			"AGENT_OPERATION_FEEDBACK", "RESIZE_VOLUME", "AGENT_DRAINING"},
+		TotalResources: a.total.Resources(),
+	}
+	for _, k := range sortedKeys(a.operations) {
+		hello.Operations = append(hello.Operations, a.operations[k])
 	}
 	if a.info.Id != nil {
 		for _, k := range sortedKeys(a.tasks) {
@@ -468,6 +477,10 @@ func (a *fakeAgent) receive(msg *clusterv1.ToAgent) {
 		if t := a.tasks[k]; t != nil && terminal(t.GetState()) && string(t.StatusUpdateUuid) == string(x.Acknowledge.Uuid) {
 			delete(a.tasks, k)
 		}
+	case *clusterv1.ToAgent_ApplyOperation:
+		a.apply(x.ApplyOperation)
+	case *clusterv1.ToAgent_AcknowledgeOperation:
+		delete(a.operations, string(x.AcknowledgeOperation.GetOperationUuid()))
 	case *clusterv1.ToAgent_ShutdownFramework:
 		for k, t := range a.tasks {
 			if t.GetFrameworkId().GetValue() == x.ShutdownFramework.GetFrameworkId() {
@@ -476,6 +489,52 @@ func (a *fakeAgent) receive(msg *clusterv1.ToAgent) {
 		}
 		delete(a.frameworks, x.ShutdownFramework.GetFrameworkId())
 	}
+}
+
+// apply carries an operation out, or refuses it as an agent does; mu is held.
+func (a *fakeAgent) apply(m *clusterv1.ApplyOperation) {
+	a.uuids++
+	status := &mesosv1.OperationStatus{
+		OperationId: m.GetOperation().GetId(), AgentId: a.info.Id, State: mesosv1.OperationState_OPERATION_FINISHED.Enum(),
+		Uuid: &mesosv1.UUID{Value: []byte{0: 2, 6: 0x40, 8: 0x80, 15: a.uuids}},
+	}
+	total, err := a.total.ApplyOperation(unallocatedOperation(m.GetOperation()))
+	if err == nil {
+		a.total = total
+	} else {
+		status.State, status.Message = mesosv1.OperationState_OPERATION_ERROR.Enum(), ptr(err.Error())
+	}
+	op := &mesosv1.Operation{AgentId: a.info.Id, Info: m.GetOperation(), LatestStatus: status, Uuid: &mesosv1.UUID{Value: m.GetOperationUuid()}}
+	if m.GetFrameworkId() != "" {
+		op.FrameworkId = &mesosv1.FrameworkID{Value: &m.FrameworkId}
+	}
+	a.operations[string(m.GetOperationUuid())] = op
+	a.tellOperation(op)
+	if err != nil {
+		a.send(&clusterv1.FromAgent{Message: &clusterv1.FromAgent_ResourcesChanged{
+			ResourcesChanged: &clusterv1.ResourcesChanged{TotalResources: a.total.Resources()}}})
+	}
+}
+
+// tellOperation sends the newest status of an operation; mu is held.
+func (a *fakeAgent) tellOperation(op *mesosv1.Operation) {
+	a.send(&clusterv1.FromAgent{Message: &clusterv1.FromAgent_OperationUpdate{OperationUpdate: &clusterv1.OperationUpdate{
+		FrameworkId: op.GetFrameworkId().GetValue(), Status: op.LatestStatus, LatestStatus: op.LatestStatus,
+		OperationUuid: op.GetUuid().GetValue()}}})
+}
+
+// waiting is the number of operations that the agent has no acknowledgement of.
+func (a *fakeAgent) waiting() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.operations)
+}
+
+// has returns what the agent has.
+func (a *fakeAgent) has() resources.Set {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.total
 }
 
 // update sends a new state of a task; mu is held.

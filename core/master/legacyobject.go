@@ -187,6 +187,12 @@ func (a *agentEntry) appendLegacy(b []byte, u *usage, full bool) []byte {
 	b = summary(b, "unreserved_resources", a.total.Unreserved())
 	b = boolean(b, "active", a.active)
 	b = boolean(b, "deactivated", a.deactivated)
+	if a.drain != nil {
+		b = message(b, "drain_info", a.drain)
+	}
+	if !a.drainStarted.IsZero() {
+		b = number(b, "estimated_drain_start_time_seconds", seconds(a.drainStarted))
+	}
 	b = text(b, "version", a.version)
 	b = texts(b, "capabilities", a.capabilities)
 	if !full {

@@ -359,6 +359,7 @@ func (m *Master) loop(ctx context.Context) {
 		}
 		now := m.cfg.Now()
 		s.timers.fire(now)
+		s.finishDrains(now)
 		s.allocateIfDue(now)
 		m.view.Store(s.views.publish())
 		s.flushRegistry()

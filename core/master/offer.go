@@ -47,6 +47,9 @@ func (s *state) allocateIfDue(now time.Time) {
 		return
 	}
 	s.notBefore, s.allocateAt = time.Time{}, now.Add(s.cfg.AllocationInterval)
+	if s.waitsForAgents(now) {
+		return
+	}
 	offers := s.allocator.Allocate(now)
 	for s.makeOffers(offers, now) {
 		offers = s.allocator.Allocate(now)

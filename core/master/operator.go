@@ -18,6 +18,9 @@ import (
 // that this master does not know.
 func (m *Master) OperatorCall(ctx context.Context, principal string, call *masterv1.Call) (*masterv1.Response, error) {
 	v := m.view.Load()
+	if agentID, op := operationCall(call); op != nil {
+		return nil, m.operateForOperator(ctx, principal, agentID, op)
+	}
 	switch call.GetType() {
 	case masterv1.Call_GET_HEALTH:
 		return &masterv1.Response{
@@ -62,10 +65,23 @@ func (m *Master) OperatorCall(ctx context.Context, principal string, call *maste
 	case masterv1.Call_GET_AGENTS:
 		return &masterv1.Response{Type: masterv1.Response_GET_AGENTS.Enum(), GetAgents: v.getAgents()}, nil
 	case masterv1.Call_GET_OPERATIONS:
-		return &masterv1.Response{
-			Type:          masterv1.Response_GET_OPERATIONS.Enum(),
-			GetOperations: &masterv1.Response_GetOperations{},
-		}, nil
+		operations := &masterv1.Response_GetOperations{}
+		for o := range v.operations.all() {
+			operations.Operations = append(operations.Operations, o)
+		}
+		return &masterv1.Response{Type: masterv1.Response_GET_OPERATIONS.Enum(), GetOperations: operations}, nil
+	case masterv1.Call_GET_QUOTA:
+		return &masterv1.Response{Type: masterv1.Response_GET_QUOTA.Enum(), GetQuota: v.getQuota()}, nil
+	case masterv1.Call_UPDATE_QUOTA:
+		return nil, m.updateQuota(ctx, principal, call.GetUpdateQuota())
+	case masterv1.Call_DEACTIVATE_AGENT:
+		return nil, m.deactivateAgent(ctx, principal, call.GetDeactivateAgent().GetAgentId().GetValue())
+	case masterv1.Call_REACTIVATE_AGENT:
+		return nil, m.reactivateAgent(ctx, principal, call.GetReactivateAgent().GetAgentId().GetValue())
+	case masterv1.Call_DRAIN_AGENT:
+		return nil, m.drainAgent(ctx, principal, call.GetDrainAgent())
+	case masterv1.Call_MARK_AGENT_GONE:
+		return nil, m.markAgentGone(ctx, principal, call.GetMarkAgentGone().GetAgentId().GetValue())
 	case masterv1.Call_GET_ROLES:
 		return &masterv1.Response{Type: masterv1.Response_GET_ROLES.Enum(), GetRoles: v.getRoles()}, nil
 	case masterv1.Call_GET_WEIGHTS:

@@ -9,6 +9,7 @@ import (
 
 	"github.com/mosaic-cluster/mosaic/core/registry"
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	quotav1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/quota"
 	"github.com/mosaic-cluster/mosaic/sdk/resources"
 )
 
@@ -153,8 +154,10 @@ func (s *state) recover(now time.Time, snapshot *registry.Snapshot) {
 	for id, d := range snapshot.Gone {
 		s.gone[id] = d.Since
 	}
+	quotas := make(map[string]*quotav1.QuotaConfig, len(snapshot.Quotas))
 	for _, role := range sortedKeys(snapshot.Quotas) {
 		q := snapshot.Quotas[role]
+		quotas[role] = q
 		s.allocator.SetQuota(role, resources.QuantitiesOf(q.GetGuarantees()), resources.QuantitiesOf(q.GetLimits()))
 	}
 	weights := make(map[string]float64, len(snapshot.Weights))
@@ -163,6 +166,10 @@ func (s *state) recover(now time.Time, snapshot *registry.Snapshot) {
 		s.allocator.SetWeight(role, w)
 	}
 	s.weights, s.views.weights = weights, weights
+	s.quotas, s.views.quotas = quotas, quotas
+	if s.expected = len(s.recovered); s.expected > 0 && len(quotas) > 0 {
+		s.pausedUntil = now.Add(quotaPause)
+	}
 	s.views.elected, s.views.changed = now, true
 	s.allocateAt = now
 	s.persist([]change{registry.PutMaster(s.info)}, func(time.Time) {})

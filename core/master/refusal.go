@@ -25,6 +25,10 @@ func forbidden(format string, args ...any) error {
 	return &Refusal{http.StatusForbidden, fmt.Sprintf(format, args...)}
 }
 
+func conflict(format string, args ...any) error {
+	return &Refusal{http.StatusConflict, fmt.Sprintf(format, args...)}
+}
+
 func notImplemented(format string, args ...any) error {
 	return &Refusal{http.StatusNotImplemented, fmt.Sprintf(format, args...)}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/mosaic-cluster/mosaic/core/allocator"
 	"github.com/mosaic-cluster/mosaic/core/registry"
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	quotav1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/quota"
 	clusterv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/cluster/v1"
 )
 
@@ -40,7 +41,11 @@ type state struct {
 	offers        map[string]*offer
 	operations    map[operationKey]*operation // those with an id
 	weights       map[string]float64
-	subscribers   []*subscriber // oldest first
+	quotas        map[string]*quotav1.QuotaConfig // replaced, never changed
+	pausedUntil   time.Time                       // no allocation before, unless enough agents are back
+	expected      int                             // agents that a former master had
+	draining      map[string]*agent               // those with tasks or operations to end
+	subscribers   []*subscriber                   // oldest first
 	nextFramework uint64
 	nextAgent     uint64
 	nextOffer     uint64
@@ -69,6 +74,8 @@ func newState(m *Master, info *mesosv1.MasterInfo, a *allocator.Allocator) *stat
 		offers:       make(map[string]*offer),
 		operations:   make(map[operationKey]*operation),
 		weights:      make(map[string]float64),
+		quotas:       make(map[string]*quotav1.QuotaConfig),
+		draining:     make(map[string]*agent),
 	}
 }
 

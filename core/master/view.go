@@ -7,6 +7,7 @@ import (
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	masterv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/master"
+	quotav1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/quota"
 	"github.com/mosaic-cluster/mosaic/sdk/resources"
 )
 
@@ -54,6 +55,8 @@ type (
 		info                     *mesosv1.AgentInfo
 		version, pid             string
 		active, deactivated      bool
+		drain                    *mesosv1.DrainInfo
+		drainStarted             time.Time
 		total                    resources.Set
 		capabilities             []string
 		registered, reregistered time.Time
@@ -88,6 +91,7 @@ type viewBuilder struct {
 	recovered  table[mesosv1.AgentInfo]
 	away       int                // agents that are unreachable
 	weights    map[string]float64 // replaced, never changed
+	quotas     map[string]*quotav1.QuotaConfig
 	elected    time.Time
 
 	changed bool  // something outside the tables changed since last
@@ -119,6 +123,7 @@ func (b *viewBuilder) publish() *view {
 		recovered:  b.recovered.snapshot(),
 		away:       b.away,
 		weights:    b.weights,
+		quotas:     b.quotas,
 		elected:    b.elected,
 	}
 	return b.last
@@ -139,6 +144,7 @@ type view struct {
 	recovered  snapshot[mesosv1.AgentInfo]
 	away       int
 	weights    map[string]float64
+	quotas     map[string]*quotav1.QuotaConfig
 	elected    time.Time
 
 	tallyOnce sync.Once
@@ -251,6 +257,8 @@ func (s *state) showAgent(a *agent) {
 		version:      a.version,
 		active:       a.offerable(),
 		deactivated:  a.record.Deactivated,
+		drain:        a.record.Drain,
+		drainStarted: a.drainStarted,
 		total:        a.total,
 		registered:   a.registered,
 		reregistered: a.reregistered,
@@ -354,6 +362,10 @@ func (a *agentEntry) message(u *usage) *masterv1.Response_GetAgents_Agent {
 		AllocatedResources: resources.ToEndpoint(u.used.Resources()),
 		OfferedResources:   resources.ToEndpoint(u.offered.Resources()),
 		Capabilities:       capabilityMessages(a.capabilities),
+		DrainInfo:          a.drain,
+	}
+	if !a.drainStarted.IsZero() {
+		m.EstimatedDrainStartTime = timeInfo(a.drainStarted)
 	}
 	return m
 }
