@@ -2,7 +2,7 @@
 # The slow checks before a release. Each step is named as it begins, all of them run whatever fails, and the exit code is
 # non-zero if one did.
 #   tools/check-long.sh [vm|fuzz|histories|race]...
-# Settings: FUZZ_TIME (60s for each target), HISTORY_EVENTS (1000000), VM_LIMIT (1500 seconds).
+# Settings: FUZZ_TIME (60s for each target), HISTORY_EVENTS (1000000), VM_LIMIT (3000 seconds).
 # Output is kept in .tools/reports.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -37,7 +37,7 @@ quietly() {
 }
 
 vm() {
-  step "cgroup version 2 in a virtual machine" tools/vm/run.sh "${VM_LIMIT:-1500}"
+  step "cgroup version 2 in a virtual machine" tools/vm/run.sh "${VM_LIMIT:-3000}"
 }
 
 # fuzz runs every fuzz target of the repository in turn. Go fuzzes one target at a time.

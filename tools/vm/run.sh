@@ -8,7 +8,7 @@
 # this kernel).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-limit=${1:-${VM_LIMIT:-1500}}
+limit=${1:-${VM_LIMIT:-3000}}
 kernel=$("$root/tools/vm/kernel.sh")
 initrd=$("$root/tools/vm/build.sh")
 log=$root/.tools/reports/vm.log

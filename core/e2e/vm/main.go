@@ -44,10 +44,10 @@ type check struct {
 }
 
 // patience bounds one check. An emulated processor is ten to thirty times slower than a real one.
-const patience = 7 * time.Minute
+const patience = 15 * time.Minute
 
 // testPatience is less, so that a test that hangs shows where.
-const testPatience = 6 * time.Minute
+const testPatience = 14 * time.Minute
 
 func run(ctx context.Context, src string, wanted *regexp.Regexp) int {
 	checks := []check{{"machine", machine}}
