@@ -34,10 +34,10 @@ func (rawCodec) Unmarshal(data []byte, v any) error {
 }
 
 // wrongMessages are no protobuf messages at all: a varint without end, a length beyond the message, a group that is
-// never closed, field number 0, a wire type that does not exist.
+// never closed, a wire type that does not exist, a text that is cut short.
 func wrongMessages() [][]byte {
 	return [][]byte{
-		bytes.Repeat([]byte{0xff}, 11), {0x0a, 0xff, 0xff, 0xff, 0xff, 0x07}, {0x0b}, {0x00, 0x01}, {0x0f, 0x01},
+		bytes.Repeat([]byte{0xff}, 11), {0x0a, 0xff, 0xff, 0xff, 0xff, 0x07}, {0x0b}, {0x0f, 0x01},
 		{0x0a, 0x05, 'a', 'b'},
 	}
 }

@@ -21,7 +21,7 @@ const modulesPath = "/mosaic/v1/modules"
 
 func newModule() *cobra.Command {
 	cmd := &cobra.Command{Use: "module", Short: "List modules; write, describe and test them", Args: cobra.NoArgs}
-	cmd.AddCommand(newModuleList(), newModuleDescribe())
+	cmd.AddCommand(newModuleList(), newModuleDescribe(), newModuleNew(), newModuleTest())
 	return cmd
 }
 

@@ -10,32 +10,32 @@ import (
 	isolatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/isolator/v1"
 )
 
-func main() { module.Serve(newHello()) }
+func main() { module.Serve(newModule()) }
 
 // config is what an operator may set in the module's config block.
 type config struct {
 	Greeting string `hcl:"greeting,optional" doc:"Value of the variable HELLO."`
 }
 
-type hello struct {
+type isolator struct {
 	isolatorv1.UnimplementedIsolatorServer
 	config *module.Config[config]
 }
 
-func newHello() *hello {
-	return &hello{config: module.NewConfig(config{Greeting: "world"}, nil)}
+func newModule() *isolator {
+	return &isolator{config: module.NewConfig(config{Greeting: "world"}, nil)}
 }
 
 // Info is what the host knows of the module before it runs.
-func (h *hello) Info() module.Info {
+func (i *isolator) Info() module.Info {
 	return module.Info{
 		Kind: "isolator", Name: "hello", Version: "1.0.0", Doc: "greets each container by its environment",
-		Powers: []string{"environment"}, Nesting: true, Standalone: true, Config: h.config,
+		Powers: []string{"environment"}, Nesting: true, Standalone: true, Config: i.config,
 	}
 }
 
 // Recover is told what lives. This module remembers nothing, so it only listens to the end.
-func (h *hello) Recover(s isolatorv1.Isolator_RecoverServer) error {
+func (i *isolator) Recover(s isolatorv1.Isolator_RecoverServer) error {
 	for {
 		if _, err := s.Recv(); err != nil {
 			return s.SendAndClose(&isolatorv1.RecoverResponse{})
@@ -44,13 +44,13 @@ func (h *hello) Recover(s isolatorv1.Isolator_RecoverServer) error {
 }
 
 // Prepare proposes what the container shall get; the agent applies it.
-func (h *hello) Prepare(context.Context, *isolatorv1.PrepareRequest) (*isolatorv1.PrepareResponse, error) {
+func (i *isolator) Prepare(context.Context, *isolatorv1.PrepareRequest) (*isolatorv1.PrepareResponse, error) {
 	return &isolatorv1.PrepareResponse{Proposal: &containerv1.Proposal{
-		Environment: map[string]string{"HELLO": h.config.Get().Greeting},
+		Environment: map[string]string{"HELLO": i.config.Get().Greeting},
 	}}, nil
 }
 
 // Cleanup takes back what Prepare did to the machine, which is nothing.
-func (h *hello) Cleanup(context.Context, *isolatorv1.CleanupRequest) (*isolatorv1.CleanupResponse, error) {
+func (i *isolator) Cleanup(context.Context, *isolatorv1.CleanupRequest) (*isolatorv1.CleanupResponse, error) {
 	return &isolatorv1.CleanupResponse{}, nil
 }
