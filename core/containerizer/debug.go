@@ -143,7 +143,8 @@ func namespacesOf(ct *container) (*namespaces, error) {
 		{"uts", containerv1.Namespace_UTS}, {"net", containerv1.Namespace_NETWORK}, {"cgroup", containerv1.Namespace_CGROUP},
 		{"mnt", containerv1.Namespace_MOUNT},
 	} {
-		own, err := os.Stat("/proc/self/ns/" + kind.name)
+		// Of this thread: another may be visiting a container's network for a moment.
+		own, err := os.Stat("/proc/thread-self/ns/" + kind.name)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // the kernel has no such namespaces
 		}
