@@ -206,7 +206,18 @@ func validateEnvironment(e *mesosv1.Environment) error {
 	return nil
 }
 
+// validateCheck also finds out the type where a framework left it out.
 func validateCheck(c *mesosv1.CheckInfo) error {
+	if c.Type == nil {
+		switch {
+		case c.Command != nil && c.Http == nil && c.Tcp == nil:
+			c.Type = mesosv1.CheckInfo_COMMAND.Enum()
+		case c.Http != nil && c.Command == nil && c.Tcp == nil:
+			c.Type = mesosv1.CheckInfo_HTTP.Enum()
+		case c.Tcp != nil && c.Command == nil && c.Http == nil:
+			c.Type = mesosv1.CheckInfo_TCP.Enum()
+		}
+	}
 	switch c.GetType() {
 	case mesosv1.CheckInfo_COMMAND:
 		if c.Command == nil {
