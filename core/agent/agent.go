@@ -109,7 +109,9 @@ type Config struct {
 	GCDiskHeadroom    float64       // 0.1
 	DiskWatchInterval time.Duration // 1 min
 
-	// LaunchParallelism is how many containers are started at once; default 4 per core.
+	// LaunchParallelism is how many containers are started at once; default one per core and one more, which
+	// waits for a disk or a module while the others compute: with more the first of many starts later, and the
+	// last no sooner.
 	LaunchParallelism int
 
 	// Version as dotted numbers.
@@ -265,7 +267,7 @@ func (c *Config) complete() error {
 		c.SandboxDirectory = "/mnt/mesos/sandbox"
 	}
 	if c.LaunchParallelism <= 0 {
-		c.LaunchParallelism = 4 * runtime.NumCPU()
+		c.LaunchParallelism = runtime.NumCPU() + 1
 	}
 	if c.Version == nil {
 		c.Version = &mesosv1.VersionInfo{Version: new("0.0.0")}

@@ -76,7 +76,7 @@ func TestCrashAtEveryWriteLosesNothing(t *testing.T) {
 			in(t, func(t *testing.T, w *world) { crashed = crashAt(t, w, n, n%7+1) })
 		})
 		if !crashed || t.Failed() {
-			if n < 20 {
+			if n < 15 { // how many it makes depends on which share a sync
 				t.Errorf("the scenario made only %d writes, want more to crash at", n)
 			}
 			return
