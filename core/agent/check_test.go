@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,6 +22,7 @@ import (
 // script makes the runs of a task's COMMAND checks do what it says, one word each and the last for ever: "0" to "255"
 // are exit codes, "hang" never ends, "broken" cannot be launched. It notes when they ran.
 type script struct {
+	mu    sync.Mutex // guards all
 	words []string
 	runs  []time.Time
 	seen  []*containerv1.Container
@@ -28,6 +32,8 @@ func (s *script) launch(_ context.Context, c *containerv1.Container) error {
 	if c.GetClass() != containerv1.Container_DEBUG {
 		return nil
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	word := s.words[min(len(s.runs), len(s.words)-1)]
 	s.runs = append(s.runs, time.Now())
 	s.seen = append(s.seen, proto.CloneOf(c))
@@ -40,6 +46,13 @@ func (s *script) launch(_ context.Context, c *containerv1.Container) error {
 		c.Command.Value = new("exit " + word)
 	}
 	return nil
+}
+
+// ran returns when the checks ran.
+func (s *script) ran() []time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.runs)
 }
 
 // reports returns what the updates of a task say, in seconds since TASK_RUNNING, repetitions left out.
@@ -158,7 +171,7 @@ func TestHealthChecksKeepTheirTimes(t *testing.T) {
 				synctest.Wait()
 				equal(t, "updates", reports(w.master, "t"), test.want)
 				var runs []int
-				for _, at := range s.runs {
+				for _, at := range s.ran() {
 					runs = append(runs, int(at.Sub(began).Round(time.Second)/time.Second))
 				}
 				equal(t, "seconds of runs", runs, test.runs)
@@ -187,10 +200,10 @@ func TestChecksReportEachChangeAndNeverKill(t *testing.T) {
 		if first := w.master.updates("t")[0].GetStatus(); first.GetCheckStatus().GetCommand() == nil || first.GetCheckStatus().GetCommand().ExitCode != nil {
 			t.Errorf("check status of TASK_STARTING = %v, want a command without exit code", first.GetCheckStatus())
 		}
-		ran := len(s.runs)
+		before := len(s.ran())
 		time.Sleep(time.Hour)
-		if len(s.runs) != ran {
-			t.Errorf("%d runs after the task's end", len(s.runs)-ran)
+		if n := len(s.ran()); n != before {
+			t.Errorf("%d runs after the task's end", n-before)
 		}
 		if left := w.records(); len(left) > 0 {
 			t.Errorf("records after the task's end = %v, want none", left)
@@ -230,6 +243,8 @@ func TestCommandCheckRunsInTheTasksContainer(t *testing.T) {
 		w.launch(checkpointed("F"), task)
 		time.Sleep(20 * time.Second)
 		synctest.Wait()
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		if len(s.seen) != 1 {
 			t.Fatalf("%d runs, want 1", len(s.seen))
 		}
@@ -257,8 +272,9 @@ func TestChecksGoOnAfterTheAgentsRestart(t *testing.T) {
 		w.launch(checkpointed("F"), task)
 		time.Sleep(46 * time.Second) // at 45 the third failure hangs
 		w.crash()
-		s.words = []string{"2"}
-		s.runs = nil
+		s.mu.Lock()
+		s.words, s.runs = []string{"2"}, nil
+		s.mu.Unlock()
 		time.Sleep(time.Minute)
 		w.start()
 		w.master.await(t, "t", mesosv1.TaskState_TASK_KILLED)
@@ -266,6 +282,28 @@ func TestChecksGoOnAfterTheAgentsRestart(t *testing.T) {
 			"0 RUNNING command=", "15 RUNNING health healthy=true command=", "25 RUNNING health healthy=false command=",
 			"35 RUNNING health healthy=false command=", "106 RUNNING health healthy=false command=", "106 KILLED healthy=false command=",
 		})
+	})
+}
+
+func TestWhatATaskWasKilledForIsKnownAfterTheAgentsRestart(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.master.autoAck = true
+		s := &script{words: []string{"1"}}
+		w.host.launches = s.launch
+		w.start()
+		task := command("t", "stubborn")
+		task.HealthCheck = commandHealth(nil)
+		task.KillPolicy = &mesosv1.KillPolicy{GracePeriod: &mesosv1.DurationInfo{Nanoseconds: new(int64(20 * time.Second))}}
+		w.launch(checkpointed("F"), task)
+		time.Sleep(40 * time.Second) // killed at 35
+		w.crash()
+		w.start()
+		if last := w.master.await(t, "t", mesosv1.TaskState_TASK_KILLED).GetStatus(); last.Healthy == nil || last.GetHealthy() || last.Reason != nil {
+			t.Errorf("TASK_KILLED = %v, want healthy=false and no reason", last)
+		}
+		if n := len(s.ran()); n != 3 {
+			t.Errorf("%d runs, want 3: a task that is being killed is not checked", n)
+		}
 	})
 }
 
@@ -291,14 +329,14 @@ func TestAHangingCheckHarmsOnlyItself(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.master.autoAck = true
 		w.config.Resources = "cpus:1000;mem:100000;disk:1000"
-		var quick []time.Time
+		var quick atomic.Int32
 		w.host.launches = func(_ context.Context, c *containerv1.Container) error {
 			if c.GetClass() != containerv1.Container_DEBUG {
 				return nil
 			}
 			c.Command.Value = new("sleep")
 			if c.GetTaskId() == "quick" {
-				quick = append(quick, time.Now())
+				quick.Add(1)
 				c.Command.Value = new("exit 0")
 			}
 			return nil
@@ -313,8 +351,8 @@ func TestAHangingCheckHarmsOnlyItself(t *testing.T) {
 		task.HealthCheck = commandHealth(func(h *mesosv1.HealthCheck) { h.DelaySeconds = new(15.1) })
 		w.launch(checkpointed("F"), task)
 		time.Sleep(time.Minute)
-		if len(quick) < 4 {
-			t.Errorf("the quick check ran %d times in a minute beside ten that hang, want at least 4", len(quick))
+		if n := quick.Load(); n < 4 {
+			t.Errorf("the quick check ran %d times in a minute beside ten that hang, want at least 4", n)
 		}
 		for i := range 10 {
 			if all := reports(w.master, fmt.Sprint("hangs", i)); len(all) != 1 {

@@ -187,7 +187,7 @@ func (p probe) get(ctx context.Context, pid int32) (uint32, error) {
 		return 0, err
 	}
 	defer response.Body.Close()
-	if _, err := io.CopyN(io.Discard, response.Body, maxCheckBody); err != nil && err != io.EOF {
+	if _, err := io.CopyN(io.Discard, response.Body, maxCheckBody); err != nil && !errors.Is(err, io.EOF) {
 		return 0, fmt.Errorf("read the answer of %s: %w", url, err)
 	}
 	return uint32(response.StatusCode), nil
