@@ -40,6 +40,10 @@ type Options struct {
 	Dev bool
 	// MasterArgs and AgentArgs are further arguments.
 	MasterArgs, AgentArgs []string
+	// User runs all programs, and owns Dir; nil is whoever runs the test.
+	User *syscall.Credential
+	// Env are further variables of all programs.
+	Env []string
 }
 
 // Cluster is one master and one agent.
@@ -82,7 +86,13 @@ func New(o Options) (*Cluster, error) {
 		*addr = l.Addr().String()
 		defer l.Close()
 	}
-	return c, os.MkdirAll(o.Dir, 0o755)
+	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+		return nil, err
+	}
+	if o.User != nil {
+		return c, os.Chown(o.Dir, int(o.User.Uid), int(o.User.Gid))
+	}
+	return c, nil
 }
 
 // Start starts master and agent and waits until the agent's resources can be offered.
@@ -155,7 +165,8 @@ func (c *Cluster) spawn(name string, args ...string) (*daemon, error) {
 	defer f.Close()
 	cmd := exec.Command(filepath.Join(c.Bin, "mosaic"), args...)
 	cmd.Stdout, cmd.Stderr = f, f
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Env = append(os.Environ(), c.Env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: c.User}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start mosaic %s: %w", name, err)
 	}
@@ -341,6 +352,8 @@ func (c *Cluster) Mosaic(ctx context.Context, args ...string) (Result, error) {
 func (c *Cluster) Command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(c.Bin, "mosaic"), args...)
 	cmd.Env = append(os.Environ(), "MOSAIC_MASTER="+c.Master, "MOSAIC_AGENT="+c.Agent)
+	cmd.Env = append(cmd.Env, c.Env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.User}
 	cmd.WaitDelay = time.Second
 	return cmd
 }
