@@ -152,6 +152,10 @@ func (m *controller) message(x any) *clusterv1.ToAgent {
 		msg.Message = x
 	case *clusterv1.ToAgent_Ping:
 		msg.Message = x
+	case *clusterv1.ToAgent_ApplyOperation:
+		msg.Message = x
+	case *clusterv1.ToAgent_AcknowledgeOperation:
+		msg.Message = x
 	default:
 		panic(fmt.Sprintf("no message %T", x))
 	}
