@@ -15,6 +15,7 @@ import (
 	"github.com/mosaic-cluster/mosaic/sdk/resources"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	agentv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/agent"
 	clusterv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/cluster/v1"
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 )
@@ -142,6 +143,10 @@ func TestOperationsAreRepeatedUntilAcknowledgedAndOutliveTheAgent(t *testing.T) 
 		}
 		if total := w.lastTotal(); !total.Contains(bare(volume("v", 40))) || !total.Contains(bare(reservedDisk(60))) || total.Scalar("disk") != 1000 {
 			t.Errorf("total after a restart = %s, want volume and reservation", total)
+		}
+		answer, err := w.agent.OperatorCall(t.Context(), "", &agentv1.Call{Type: agentv1.Call_GET_OPERATIONS.Enum()})
+		if err != nil || len(answer.GetGetOperations().GetOperations()) != 1 {
+			t.Errorf("GET_OPERATIONS = %v, %v, want the operation", answer, err)
 		}
 		before := len(w.outcomes(2))
 		w.master.send(t, &clusterv1.ToAgent_AcknowledgeOperation{AcknowledgeOperation: &clusterv1.AcknowledgeOperation{

@@ -15,7 +15,9 @@ import (
 // Records of the checkpoint file. Those that are not messages of Mesos alone are protobuf fields written by
 // hand: unknown fields are skipped, so that an older agent can read what a newer one wrote.
 //
-//	agent       "info" AgentInfo, "boot" boot id, "term" highest term seen (8 bytes), "drain" DrainConfig
+//	agent       "info" AgentInfo, "boot" boot id, "term" highest term seen (8 bytes), "drain" DrainConfig,
+//	            "resources" what operations made of the configured resources (operation.go)
+//	operations  uuid -> Operation, until the master has acknowledged its end
 //	frameworks  FID -> FrameworkInfo
 //	executors   FID 0 EID -> executorRecord (custom executors)
 //	tasks       FID 0 TID -> TaskInfo (written once)

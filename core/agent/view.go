@@ -80,7 +80,12 @@ func (a *Agent) OperatorCall(ctx context.Context, _ string, call *agentv1.Call) 
 		defer a.mu.Unlock()
 		return &agentv1.Response{Type: agentv1.Response_GET_TASKS.Enum(), GetTasks: a.getTasks()}, nil
 	case agentv1.Call_GET_OPERATIONS:
-		return &agentv1.Response{Type: agentv1.Response_GET_OPERATIONS.Enum(), GetOperations: &agentv1.Response_GetOperations{}}, nil
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return &agentv1.Response{
+			Type:          agentv1.Response_GET_OPERATIONS.Enum(),
+			GetOperations: &agentv1.Response_GetOperations{Operations: a.operationRecords()},
+		}, nil
 	case agentv1.Call_GET_RESOURCE_PROVIDERS:
 		return &agentv1.Response{
 			Type:                 agentv1.Response_GET_RESOURCE_PROVIDERS.Enum(),
