@@ -325,7 +325,7 @@ func TestWhatEndsRun(t *testing.T) {
 				s.hold()
 			},
 			func(context.Context, *schedulerv1.Event) error { return broken },
-			func(err error) bool { return err == broken }, //nolint:errorlint // the very error, unwrapped
+			func(err error) bool { return err == broken },
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

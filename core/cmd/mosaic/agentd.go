@@ -144,8 +144,11 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 	if run == "" {
 		run = runDir(workDir)
 	}
-	if err := os.MkdirAll(run, 0o711); err != nil {
-		return fmt.Errorf("make the folder for sockets: %w", err)
+	if err := makeRunDir(run); err != nil {
+		return err
+	}
+	if o.ephemeral {
+		defer os.RemoveAll(run)
 	}
 	resolver := &secrets{}
 	ctzr, err := newContainerizer(o, workDir, run, store, resolver, log)
@@ -344,7 +347,8 @@ func switchUser(set config.Agent) bool {
 	return os.Geteuid() == 0 && (set.SwitchUser == nil || *set.SwitchUser)
 }
 
-// endContainers ends everything the agent runs, for clusters that do not outlive their terminal.
+// endContainers ends everything the agent runs and waits until nothing is owed for it, for clusters that do not outlive
+// their terminal.
 func endContainers(ctx context.Context, c *containerizer.Containerizer, store *agent.Store) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
 	defer cancel()
@@ -357,13 +361,29 @@ func endContainers(ctx context.Context, c *containerizer.Containerizer, store *a
 	for _, cp := range list {
 		id := cp.GetContainer().GetId()
 		g.Go(func() error {
-			if err := c.Destroy(ctx, id, nil); err != nil && !errors.Is(err, containerizer.ErrNotFound) {
+			err := c.Destroy(ctx, id, nil)
+			if err == nil {
+				err = c.Forget(ctx, id)
+			}
+			if err != nil && !errors.Is(err, containerizer.ErrNotFound) {
 				return fmt.Errorf("end container %s: %w", id, err)
 			}
 			return nil
 		})
 	}
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for {
+		if list, err = store.Containers(ctx); err != nil || len(list) == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d containers are not cleaned up: %w", len(list), ctx.Err())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // closing runs a deferred close and keeps its error if there is no other.

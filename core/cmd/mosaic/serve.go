@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/soheilhy/cmux"
@@ -83,7 +84,7 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, rpc *grpc.Server
 	if rpc != nil {
 		rpc.Stop()
 	}
-	l.Close()
+	_ = l.Close()
 	for range servers {
 		<-ended
 	}
@@ -128,6 +129,24 @@ func runDir(workDir string) string {
 		base = filepath.Join(envOr("XDG_RUNTIME_DIR", fmt.Sprintf("/tmp/mosaic-%d", os.Getuid())), "mosaic")
 	}
 	return filepath.Join(base, hex.EncodeToString(sum[:4]))
+}
+
+// makeRunDir makes the folder for sockets and refuses one that somebody else may have put there first.
+func makeRunDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return fmt.Errorf("make the folder for sockets: %w", err)
+	}
+	for _, d := range []string{filepath.Dir(dir), dir} {
+		info, err := os.Lstat(d)
+		if err != nil {
+			return fmt.Errorf("folder for sockets: %w", err)
+		}
+		stat, ok := info.Sys().(*syscall.Stat_t)
+		if !info.IsDir() || !ok || int(stat.Uid) != os.Geteuid() || info.Mode().Perm()&0o022 != 0 {
+			return fmt.Errorf("folder for sockets %s: want it to be ours alone (owner uid %d, not writable by others)", d, os.Geteuid())
+		}
+	}
+	return nil
 }
 
 // beside is the path of a program that lies next to this one.
