@@ -178,8 +178,13 @@ func TestRealImageRunsByTheOCIRuntime(t *testing.T) {
 	}
 	c := r.start(t)
 	defer stopAgent(t, c)
-	want := r.container("c1", `id -u; id -g; pwd; echo $MESOS_SANDBOX; ls /bin; touch /mnt/mesos/sandbox/made`)
+	want := r.container("c1", `id -u; id -g; pwd; echo $MESOS_SANDBOX; ls /bin; touch /mnt/mesos/sandbox/made; touch data/kept`)
 	want.LocalImage, want.User = image, "app"
+	volume := filepath.Join(r.env.Dir, "volume")
+	if err := os.Mkdir(volume, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	want.Resources = append(want.Resources, volumeAt(volume, "data", mesosv1.Volume_RW))
 	if _, err := c.Launch(t.Context(), want); err != nil {
 		t.Fatalf("Launch: %v", err)
 	}
@@ -193,6 +198,9 @@ func TestRealImageRunsByTheOCIRuntime(t *testing.T) {
 	}
 	if info, err := os.Stat(filepath.Join(want.Sandbox, "made")); err != nil || info.Sys().(*syscall.Stat_t).Uid != 4242 {
 		t.Errorf("file in the sandbox: got %v, %v, want it to be the user's", info, err)
+	}
+	if info, err := os.Stat(filepath.Join(volume, "kept")); err != nil || info.Sys().(*syscall.Stat_t).Uid != 4242 {
+		t.Errorf("file in the persistent volume: got %v, %v, want it to be the user's", info, err)
 	}
 	if entries, err := os.ReadDir(filepath.Join(r.env.Dir, "images", "containers")); err != nil || len(entries) > 0 {
 		t.Errorf("root filesystems: got %v, %v, want none left", entries, err)
