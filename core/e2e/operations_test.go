@@ -387,3 +387,59 @@ func TestADrainedAgentTakesTasksAgainOnlyWhenReactivated(t *testing.T) {
 		t.Errorf("GET_QUOTA answered %v, want a limit of one cpu", answer)
 	}
 }
+
+func TestReservationsVolumesAndQuotasOutliveTheMaster(t *testing.T) {
+	needRoot(t)
+	c := start(t, cluster.Options{})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	agents := func() any {
+		_, answer := operatorJSON(ctx, t, c.Master, object{"type": "GET_AGENTS"})
+		return dig(answer, "get_agents", "agents", "0")
+	}
+	id := dig(agents(), "agent_info", "id")
+	for _, call := range []object{
+		{"type": "RESERVE_RESOURCES", "reserve_resources": object{"agent_id": id, "resources": []any{reservedScalar("eng", "disk", 64)}}},
+		{"type": "CREATE_VOLUMES", "create_volumes": object{"agent_id": id, "volumes": []any{volumeJSON("eng", "v1", 64)}}},
+	} {
+		if code, answer := operatorJSON(ctx, t, c.Master, call); code != http.StatusAccepted {
+			t.Fatalf("%v answered %d %v, want 202", call["type"], code, answer)
+		}
+	}
+	quota := object{"type": "UPDATE_QUOTA", "update_quota": object{"quota_configs": []any{object{
+		"role": "eng", "guarantees": object{"cpus": object{"value": 1}}}}}}
+	for _, call := range []object{quota, {"type": "DEACTIVATE_AGENT", "deactivate_agent": object{"agent_id": id}}} {
+		if code, answer := operatorJSON(ctx, t, c.Master, call); code != http.StatusOK {
+			t.Fatalf("%v answered %d %v, want 200", call["type"], code, answer)
+		}
+	}
+	if err := c.KillMaster(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.StartMaster(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the agent is back", 30*time.Second, func() bool {
+		resp, err := post(ctx, c.Master, "/api/v1", "application/json", "", []byte(`{"type":"GET_AGENTS"}`))
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK && agents() != nil
+	})
+	data, err := json.Marshal(dig(agents(), "total_resources"))
+	if err != nil || !strings.Contains(string(data), `"id":"v1"`) {
+		t.Errorf("resources after the restart: %s, want the volume", data)
+	}
+	if dig(agents(), "deactivated") != true {
+		t.Errorf("agent after the restart: %v, want it deactivated", agents())
+	}
+	_, answer := operatorJSON(ctx, t, c.Master, object{"type": "GET_QUOTA"})
+	if got := dig(answer, "get_quota", "status", "configs", "0", "guarantees", "cpus", "value"); got != 1.0 {
+		t.Errorf("GET_QUOTA after the restart answered %v, want the guarantee", answer)
+	}
+	unreserve := object{"type": "UNRESERVE_RESOURCES", "unreserve_resources": object{"agent_id": id, "resources": []any{reservedScalar("eng", "disk", 64)}}}
+	if code, answer := operatorJSON(ctx, t, c.Master, unreserve); code != http.StatusConflict {
+		t.Errorf("UNRESERVE_RESOURCES under a volume answered %d %v, want 409", code, answer)
+	}
+}
