@@ -61,10 +61,7 @@ func (s *Subject) printed(t T) {
 	machine := NewMachine(t)
 	m := s.Start(t, machine)
 	NeedProcess(t, m)
-	m.Stop()
-	if text := m.Process.Printed(); text != "" {
-		t.Errorf("after the handshake line it printed %q, want nothing: logs belong on standard error", cut(text, 200))
-	}
+	m.PrintedNothing(t)
 }
 
 func (s *Subject) health(t T) {

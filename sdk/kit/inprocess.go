@@ -29,7 +29,7 @@ func InProcess[M module.Module](build func() M) Dial {
 			return nil, nil, err
 		}
 		return conn, func() bool {
-			conn.Close()
+			_ = conn.Close()
 			s.Stop()
 			<-served
 			return true

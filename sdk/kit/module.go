@@ -125,6 +125,18 @@ func (m *Module) Alive(t T, after string) {
 	}
 }
 
+// PrintedNothing ends the instance and fails the case if it has printed something.
+func (m *Module) PrintedNothing(t T) {
+	t.Helper()
+	if m.Process == nil {
+		return
+	}
+	m.Stop()
+	if text := m.Process.Printed(); text != "" {
+		t.Errorf("after the handshake line it printed %q, want nothing: logs belong on standard error", cut(text, 200))
+	}
+}
+
 // Timeout is a context for one call whose speed does not matter.
 func Timeout(t T) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(t.Context(), callTimeout)
@@ -136,4 +148,11 @@ func NeedProcess(t T, m *Module) {
 	if m.Process == nil {
 		t.Skipf("the module runs within the test's own process")
 	}
+}
+
+// Conform runs the cases of every kind as subtests of a *testing.T: what there is for kinds without a kit of their own.
+func Conform[X Testing[X]](t X, dial Dial, level Level) {
+	t.Helper()
+	s := Subject{Dial: dial}
+	Run(InTest(t), level, s.Cases())
 }

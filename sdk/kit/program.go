@@ -66,6 +66,7 @@ type running struct {
 	printed   tail
 	log       tail
 	ended     chan struct{}
+	read      chan struct{} // closed when standard output has been read to its end
 }
 
 func (p Program) start(ctx context.Context) (_ *running, err error) {
@@ -77,7 +78,7 @@ func (p Program) start(ctx context.Context) (_ *running, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a folder for the module's socket: %w", err)
 	}
-	r := &running{program: p, dir: dir, ended: make(chan struct{})}
+	r := &running{program: p, dir: dir, ended: make(chan struct{}), read: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			os.RemoveAll(dir)
@@ -89,6 +90,15 @@ func (p Program) start(ctx context.Context) (_ *running, err error) {
 		}
 	}
 	r.cmd = exec.Command(path, p.Args...)
+	if p.User != nil {
+		file, err := reachable(path)
+		if err != nil {
+			return nil, err
+		}
+		defer file.Close()
+		// Through a descriptor, as the host does: the folders above may be closed to the user.
+		r.cmd.Path, r.cmd.ExtraFiles = "/proc/self/fd/3", []*os.File{file}
+	}
 	r.cmd.Dir = "/"
 	r.cmd.Env = []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "TMPDIR=" + dir,
@@ -120,7 +130,10 @@ func (p Program) start(ctx context.Context) (_ *running, err error) {
 	}
 	outW.Close()
 	lines := make(chan string, 1)
-	go r.readOutput(outR, lines)
+	go func() {
+		defer close(r.read)
+		r.readOutput(outR, lines)
+	}()
 	timer := time.NewTimer(handshakeTimeout)
 	defer timer.Stop()
 	var line string
@@ -147,6 +160,28 @@ func (p Program) start(ctx context.Context) (_ *running, err error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// reachable opens an executable that another user shall run. A script reads what lies beside it, so that the folders
+// above must be open to everybody.
+func reachable(path string) (*os.File, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	var magic [2]byte
+	if n, _ := file.ReadAt(magic[:], 0); n < len(magic) || string(magic[:]) != "#!" {
+		return file, nil
+	}
+	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+		if info, err := os.Stat(dir); err != nil || info.Mode()&0o005 != 0o005 {
+			file.Close()
+			return nil, fmt.Errorf("%w: it is a script, and %s is closed to other users", ErrCannotRun, dir)
+		}
+		if dir == filepath.Dir(dir) {
+			return file, nil
+		}
+	}
 }
 
 // spawn starts the process from a thread that lives as long as it does: the kernel sends the death signal when the
@@ -261,8 +296,9 @@ func (r *running) Kill() {
 	for _, pid := range r.Leftovers() {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
+	<-r.read // nobody is left who could hold the other end
 	if r.ClientConn != nil {
-		r.Close()
+		_ = r.Close() // broken already
 	}
 	os.RemoveAll(r.dir)
 }

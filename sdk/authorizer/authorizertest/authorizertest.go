@@ -177,11 +177,13 @@ func (s *suite) all(t kit.T, i *instance, f func(who *authorizerv1.Subject, acti
 }
 
 func (s *suite) decides(t kit.T) {
-	s.all(t, s.start(t), func(who *authorizerv1.Subject, action string, r *authorizerv1.ApproverResponse) {
+	i := s.start(t)
+	s.all(t, i, func(who *authorizerv1.Subject, action string, r *authorizerv1.ApproverResponse) {
 		if r.GetDecision() == nil {
 			t.Errorf("Approver(%v, %s) = %v, want a decision", who, action, r)
 		}
 	})
+	i.PrintedNothing(t)
 }
 
 func (s *suite) wellFormed(t kit.T) {
@@ -221,8 +223,8 @@ func (s *suite) agrees(t kit.T) {
 
 func (s *suite) each(t kit.T) {
 	i := s.start(t)
-	who := subject("alice")
-	for _, action := range []string{"RUN_TASK", "VIEW_TASK"} {
+	for _, who := range append([]*authorizerv1.Subject{subject("alice"), subject("somebody")}, s.subjects...) {
+		const action = "RUN_TASK"
 		objects := s.things(i.approver(t, who, action))
 		for len(objects) < 1000 {
 			objects = append(objects, objects...)
@@ -230,7 +232,7 @@ func (s *suite) each(t kit.T) {
 		answers := i.authorize(t, who, action, objects)
 		for n, o := range objects[:min(len(objects), 50)] {
 			if alone := i.authorize(t, who, action, []*authorizerv1.Object{o}); alone[0] != answers[n] {
-				t.Errorf("Authorize(%s, %v) = %v alone, %v among others", action, o, alone[0], answers[n])
+				t.Errorf("Authorize(%v, %s, %v) = %v alone, %v among others", who, action, o, alone[0], answers[n])
 			}
 		}
 		i.authorize(t, who, action, nil)

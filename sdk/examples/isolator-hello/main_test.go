@@ -17,7 +17,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func TestConformanceInProcess(t *testing.T) { isolatortest.Run(t, kit.InProcess(newModule)) }
+func TestConformanceInProcess(t *testing.T) {
+	isolatortest.Run(t, kit.InProcess(newModule), isolatortest.Level(kit.Core))
+}
 
 func TestConformanceAsAProcess(t *testing.T) {
 	isolatortest.Run(t, kit.Program{Path: os.Args[0]}.Dial)

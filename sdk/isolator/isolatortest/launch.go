@@ -49,6 +49,7 @@ func (s *suite) everyCall(t kit.T) {
 	i.end(t, r)
 	i.measure(t, r) // asked before the agent decides how a task ended
 	i.cleanup(t, r, isolatorv1.CleanupRequest_ENDED)
+	i.PrintedNothing(t)
 }
 
 // variants are containers as frameworks make them. A module may refuse those that ask for what it does not allow.
