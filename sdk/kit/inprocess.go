@@ -25,13 +25,13 @@ func InProcess[M module.Module](build func() M) Dial {
 			grpc.WithDisableServiceConfig(), grpc.WithIdleTimeout(0))
 		if err != nil {
 			s.Stop()
-			<-served
+			_ = <-served
 			return nil, nil, err
 		}
 		return conn, func() bool {
 			_ = conn.Close()
 			s.Stop()
-			<-served
+			_ = <-served
 			return true
 		}, nil
 	}

@@ -55,7 +55,7 @@ func Dial(t testing.TB, m module.Module) *Client {
 	t.Cleanup(func() {
 		_ = conn.Close()
 		s.Stop()
-		<-served
+		_ = <-served
 	})
 	return &Client{
 		Conn: conn, Module: modulev1.NewModuleClient(conn), Isolator: isolatorv1.NewIsolatorClient(conn),

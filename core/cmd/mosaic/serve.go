@@ -86,7 +86,7 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, rpc *grpc.Server
 	}
 	_ = l.Close()
 	for range servers {
-		<-ended
+		_ = <-ended
 	}
 	if err != nil && ctx.Err() == nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)

@@ -111,7 +111,7 @@ func measureGRPC(dir string) (float64, error) {
 	healthv1.RegisterHealthServer(s, health.NewServer())
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
-	defer func() { s.Stop(); <-served }()
+	defer func() { s.Stop(); _ = <-served }()
 	conn, err := grpc.NewClient("unix://"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return 0, err
