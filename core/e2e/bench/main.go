@@ -24,8 +24,9 @@ func main() {
 		return
 	}
 	rows := flag.String("rows", "", "only rows whose names contain this")
+	composition := flag.String("composition", "", "HCL file to run the agent with, instead of the default modules")
 	flag.Parse()
-	if err := run(*rows); err != nil {
+	if err := run(*rows, *composition); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -66,7 +67,7 @@ func (r *report) add(w row) {
 	r.out.Flush()
 }
 
-func run(only string) error {
+func run(only, composition string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer cancel()
 	dir, err := os.MkdirTemp("", "mbench-")
@@ -92,7 +93,13 @@ func run(only string) error {
 	for _, w := range f.rows() {
 		rep.add(w)
 	}
-	b := &bench{ctx: ctx, dir: dir, bin: binDir(), floor: f, report: rep}
+	var text []byte
+	if composition != "" {
+		if text, err = os.ReadFile(composition); err != nil {
+			return err
+		}
+	}
+	b := &bench{composition: string(text), ctx: ctx, dir: dir, bin: binDir(), floor: f, report: rep}
 	for _, step := range []func() error{b.idle, b.launches, b.many, b.memory, b.moduleRestart, b.moduleCall, b.coldStart} {
 		if err := step(); err != nil {
 			return err
