@@ -154,6 +154,7 @@ func TestEachFaultIsFound(t *testing.T) {
 		"remembers everybody":          "AThousandQuestionsLeaveNothingBehind",
 	} {
 		t.Run(fault, func(t *testing.T) {
+			t.Parallel() // each has processes of its own, and mostly waits
 			for _, r := range run(t, fault, name) {
 				if r.Result != kit.Failed {
 					t.Errorf("%s = %s %v, want it to fail", r.Case, r.Result, r.Reasons)

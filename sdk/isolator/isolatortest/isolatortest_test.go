@@ -329,6 +329,7 @@ func TestEachFaultIsFound(t *testing.T) {
 		"believes every number":           "HostileContainersAreNoCrash",
 	} {
 		t.Run(fault, func(t *testing.T) {
+			t.Parallel() // each has processes of its own, and mostly waits
 			if fault == "needs root to start" && os.Getuid() != 0 {
 				t.Skip("needs root to become another user")
 			}

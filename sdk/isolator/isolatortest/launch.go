@@ -223,7 +223,7 @@ func (s *suite) twoAtOnce(t kit.T) {
 	ask := func(c *containerv1.Container) (*isolatorv1.PrepareResponse, error) {
 		ctx, cancel := call(t)
 		defer cancel()
-		return i.Prepare(ctx, &isolatorv1.PrepareRequest{OperationId: "prepare-" + c.GetId(), Container: c, Granted: i.Desc.GetPowers()})
+		return i.Prepare(ctx, &isolatorv1.PrepareRequest{OperationId: fmt.Sprintf("prepare-%s-%d", c.GetId(), c.GetGeneration()), Container: c, Granted: i.Desc.GetPowers()})
 	}
 	alone := map[string]*isolatorv1.PrepareResponse{}
 	for _, c := range []*containerv1.Container{a, b} {
@@ -250,10 +250,15 @@ func (s *suite) twoAtOnce(t kit.T) {
 	}
 	wg.Wait()
 	i.cleanup(t, unknown("a"), isolatorv1.CleanupRequest_LAUNCH_FAILED)
-	// The end of one is not the end of the other.
-	if r, err := ask(b); err != nil || !proto.Equal(r.GetProposal(), alone["b"].GetProposal()) {
-		t.Errorf("Prepare of b again, after Cleanup of a = %v, %v; want what it was: %v", r.GetProposal(), err, alone["b"].GetProposal())
+	// The end of one is not the end of the other, and each is prepared again as if it were alone.
+	for _, c := range []*containerv1.Container{a, b} {
+		i.cleanup(t, unknown(c.GetId()), isolatorv1.CleanupRequest_LAUNCH_FAILED)
+		c.Generation++
+		if r, err := ask(c); err != nil || !proto.Equal(r.GetProposal(), alone[c.GetId()].GetProposal()) {
+			t.Errorf("Prepare of %s again, beside the other = %v, %v; want what it was alone: %v", c.GetId(), r.GetProposal(), err, alone[c.GetId()].GetProposal())
+		}
 	}
+	i.cleanup(t, unknown("a"), isolatorv1.CleanupRequest_LAUNCH_FAILED)
 	i.cleanup(t, unknown("b"), isolatorv1.CleanupRequest_LAUNCH_FAILED)
 }
 
