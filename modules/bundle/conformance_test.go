@@ -3,6 +3,7 @@ package bundle_test
 import (
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/mosaic-cluster/mosaic/modules/bundle"
@@ -43,12 +44,15 @@ func TestModulesConformInProcess(t *testing.T) {
 }
 
 func TestModulesConformAsProcesses(t *testing.T) {
+	var wg sync.WaitGroup // all at once, since most of the time of the full level is spent waiting for a heartbeat
 	for name := range bundle.Modules() {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel() // most of the time of the full level is spent waiting for a heartbeat
-			conform(t, name, kit.Full, kit.Program{Path: os.Args[0], Args: []string{name}}.Dial)
+		wg.Go(func() {
+			t.Run(name, func(t *testing.T) {
+				conform(t, name, kit.Full, kit.Program{Path: os.Args[0], Args: []string{name}}.Dial)
+			})
 		})
 	}
+	wg.Wait()
 }
 
 // conform runs the kit of a module's kind under each of its configurations; kinds without a kit of their own have the

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -65,7 +66,7 @@ type T interface {
 	Context() context.Context
 }
 
-// Runner runs one case after the other.
+// Runner runs cases, also several at once.
 type Runner interface {
 	Run(name string, f func(T))
 }
@@ -78,6 +79,8 @@ type Case struct {
 	// Why says what breaks for operators when it does not hold.
 	Why string
 	Do  func(t T)
+	// Beside runs the case while the others run: it does little but wait.
+	Beside bool
 }
 
 // caseTimeout is how long a case may take before everything it does is cancelled; the longest takes about 15 s on a
@@ -87,28 +90,38 @@ const caseTimeout = 2 * time.Minute
 // stressTimeout is the same for cases that run long on purpose.
 const stressTimeout = 15 * time.Minute
 
-// Run runs the cases up to a level.
+// Run runs the cases up to a level, one after the other but for those that mostly wait.
 func Run(r Runner, level Level, cases []Case) {
+	var wg sync.WaitGroup
 	for _, c := range cases {
-		if c.Level > level {
-			continue
+		if c.Beside && c.Level <= level {
+			wg.Go(func() { run(r, c) })
 		}
-		r.Run(c.Name, func(t T) {
-			t.Helper()
-			limit := caseTimeout
-			if c.Level == Stress {
-				limit = stressTimeout
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), limit)
-			defer cancel()
-			defer func() {
-				if t.Failed() {
-					t.Logf("it matters because %s", c.Why)
-				}
-			}()
-			c.Do(&bounded{t, ctx})
-		})
 	}
+	for _, c := range cases {
+		if !c.Beside && c.Level <= level {
+			run(r, c)
+		}
+	}
+	wg.Wait()
+}
+
+func run(r Runner, c Case) {
+	r.Run(c.Name, func(t T) {
+		t.Helper()
+		limit := caseTimeout
+		if c.Level == Stress {
+			limit = stressTimeout
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		defer cancel()
+		defer func() {
+			if t.Failed() {
+				t.Logf("it matters because %s", c.Why)
+			}
+		}()
+		c.Do(&bounded{t, ctx})
+	})
 }
 
 // bounded is a T whose context ends in time.

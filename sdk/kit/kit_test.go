@@ -16,17 +16,17 @@ import (
 func TestAReporterKeepsWhatCasesSay(t *testing.T) {
 	var order []string
 	cases := []Case{
-		{Core, "Passes", "x", func(t T) {
+		{Level: Core, Name: "Passes", Why: "x", Do: func(t T) {
 			t.Logf("a note")
 			t.Cleanup(func() { order = append(order, "first cleanup") })
 			t.Cleanup(func() { order = append(order, "second cleanup") })
 			Measure(t, "size", 3, "MiB")
 		}},
-		{Core, "Fails", "operators wait", func(t T) { t.Errorf("got 1, want 2"); t.Errorf("and more") }},
-		{Core, "EndsEarly", "x", func(t T) { t.Fatalf("at once"); order = append(order, "after Fatalf") }},
-		{Core, "Skips", "x", func(t T) { t.Skipf("no %s here", "root") }},
-		{Core, "Panics", "x", func(T) { panic("a bug of the kit") }},
-		{Full, "IsForAHigherLevel", "x", func(T) { order = append(order, "higher level") }},
+		{Level: Core, Name: "Fails", Why: "operators wait", Do: func(t T) { t.Errorf("got 1, want 2"); t.Errorf("and more") }},
+		{Level: Core, Name: "EndsEarly", Why: "x", Do: func(t T) { t.Fatalf("at once"); order = append(order, "after Fatalf") }},
+		{Level: Core, Name: "Skips", Why: "x", Do: func(t T) { t.Skipf("no %s here", "root") }},
+		{Level: Core, Name: "Panics", Why: "x", Do: func(T) { panic("a bug of the kit") }},
+		{Level: Full, Name: "IsForAHigherLevel", Why: "x", Do: func(T) { order = append(order, "higher level") }},
 	}
 	var told []string
 	r := NewReporter(t.Context(), cases, func(res Result) { told = append(told, res.Case) })
@@ -66,13 +66,37 @@ func TestAReporterKeepsWhatCasesSay(t *testing.T) {
 func TestAnInterruptedRunSkipsTheRest(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cases := []Case{
-		{Core, "Interrupted", "x", func(t T) { cancel(); <-t.Context().Done() }},
-		{Core, "NeverBegun", "x", func(t T) { t.Errorf("ran") }},
+		{Level: Core, Name: "Interrupted", Why: "x", Do: func(t T) { cancel(); <-t.Context().Done() }},
+		{Level: Core, Name: "NeverBegun", Why: "x", Do: func(t T) { t.Errorf("ran") }},
 	}
 	r := NewReporter(ctx, cases, nil)
 	Run(r, Core, cases)
 	if got := r.Results()[1]; got.Result != Skipped || got.Reasons[0] != "interrupted" {
 		t.Errorf("the case after the interruption = %+v, want it skipped", got)
+	}
+}
+
+func TestACaseThatWaitsRunsBesideTheOthers(t *testing.T) {
+	other := make(chan struct{})
+	cases := []Case{
+		{Level: Core, Name: "Waits", Why: "x", Beside: true, Do: func(t T) {
+			select {
+			case <-other:
+			case <-t.Context().Done():
+				t.Errorf("the other case never ran")
+			}
+		}},
+		{Level: Core, Name: "Other", Why: "x", Do: func(T) { close(other) }},
+	}
+	r := NewReporter(t.Context(), cases, nil)
+	Run(r, Core, cases)
+	for _, res := range r.Results() {
+		if res.Result != Passed {
+			t.Errorf("%s = %+v, want it to pass", res.Case, res)
+		}
+	}
+	if len(r.Results()) != 2 {
+		t.Errorf("results = %v, want both", r.Results())
 	}
 }
 

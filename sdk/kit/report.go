@@ -57,9 +57,11 @@ func (r *Report) Finish(claim string) {
 
 // Reporter runs cases outside of `go test` and keeps their results.
 type Reporter struct {
-	ctx     context.Context
-	levels  map[string]Level
-	done    func(Result)
+	ctx    context.Context
+	levels map[string]Level
+	done   func(Result)
+
+	mu      sync.Mutex // guards results, and that done is told one at a time
 	results []Result
 }
 
@@ -73,8 +75,12 @@ func NewReporter(ctx context.Context, cases []Case, done func(Result)) *Reporter
 	return r
 }
 
-// Results are those so far.
-func (r *Reporter) Results() []Result { return r.results }
+// Results are those so far, in the order in which the cases ended.
+func (r *Reporter) Results() []Result {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.results)
+}
 
 // Run runs one case.
 func (r *Reporter) Run(name string, f func(T)) {
@@ -92,6 +98,8 @@ func (r *Reporter) Run(name string, f func(T)) {
 	if res.Reasons == nil {
 		res.Reasons = []string{}
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.results = append(r.results, res)
 	if r.done != nil {
 		r.done(res)

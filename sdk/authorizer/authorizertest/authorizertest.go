@@ -371,7 +371,7 @@ func (s *suite) revision(t kit.T) {
 	}
 	after := i.approver(t, subject("alice"), "RUN_TASK").GetRevision()
 	if after < before {
-		t.Errorf("the revision fell from %d to %d with a reload", before, after)
+		t.Fatalf("the revision fell from %d to %d with a reload", before, after)
 	}
 	watch, err := i.Control.Watch(ctx, &modulev1.WatchRequest{})
 	if err != nil {
