@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -79,9 +80,9 @@ func New(o Options) (*Cluster, error) {
 	}
 	c := &Cluster{Options: o}
 	for _, addr := range []*string{&c.Master, &c.Agent} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := listenBelowEphemeral()
 		if err != nil {
-			return nil, fmt.Errorf("find a free port: %w", err)
+			return nil, err
 		}
 		*addr = l.Addr().String()
 		defer l.Close()
@@ -93,6 +94,21 @@ func New(o Options) (*Cluster, error) {
 		return c, os.Chown(o.Dir, int(o.User.Uid), int(o.User.Gid))
 	}
 	return c, nil
+}
+
+// listenBelowEphemeral takes a free port that the kernel gives to no outgoing connection: a daemon that is killed and
+// started again must find its port as it left it.
+func listenBelowEphemeral() (net.Listener, error) {
+	const lowest, highest, tries = 15000, 30000, 100 // ephemeral ports begin at 32768
+	var err error
+	for range tries {
+		var l net.Listener
+		port := lowest + rand.IntN(highest-lowest)
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			return l, nil
+		}
+	}
+	return nil, fmt.Errorf("find a free port between %d and %d: %w", lowest, highest, err)
 }
 
 // Start starts master and agent and waits until the agent's resources can be offered.
