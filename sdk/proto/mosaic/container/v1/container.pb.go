@@ -71,6 +71,56 @@ func (Container_Class) EnumDescriptor() ([]byte, []int) {
 	return file_mosaic_container_v1_container_proto_rawDescGZIP(), []int{0, 0}
 }
 
+// What the standard streams of the first process are.
+type Container_Streams int32
+
+const (
+	Container_FILES    Container_Streams = 0 // no input; output goes to the files stdout and stderr in the sandbox
+	Container_ATTACHED Container_Streams = 1 // pipes, kept by the container's supervisor for clients that attach
+	Container_TERMINAL Container_Streams = 2 // a terminal, kept likewise
+)
+
+// Enum value maps for Container_Streams.
+var (
+	Container_Streams_name = map[int32]string{
+		0: "FILES",
+		1: "ATTACHED",
+		2: "TERMINAL",
+	}
+	Container_Streams_value = map[string]int32{
+		"FILES":    0,
+		"ATTACHED": 1,
+		"TERMINAL": 2,
+	}
+)
+
+func (x Container_Streams) Enum() *Container_Streams {
+	p := new(Container_Streams)
+	*p = x
+	return p
+}
+
+func (x Container_Streams) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Container_Streams) Descriptor() protoreflect.EnumDescriptor {
+	return file_mosaic_container_v1_container_proto_enumTypes[1].Descriptor()
+}
+
+func (Container_Streams) Type() protoreflect.EnumType {
+	return &file_mosaic_container_v1_container_proto_enumTypes[1]
+}
+
+func (x Container_Streams) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Container_Streams.Descriptor instead.
+func (Container_Streams) EnumDescriptor() ([]byte, []int) {
+	return file_mosaic_container_v1_container_proto_rawDescGZIP(), []int{0, 1}
+}
+
 type Namespace_Type int32
 
 const (
@@ -119,11 +169,11 @@ func (x Namespace_Type) String() string {
 }
 
 func (Namespace_Type) Descriptor() protoreflect.EnumDescriptor {
-	return file_mosaic_container_v1_container_proto_enumTypes[1].Descriptor()
+	return file_mosaic_container_v1_container_proto_enumTypes[2].Descriptor()
 }
 
 func (Namespace_Type) Type() protoreflect.EnumType {
-	return &file_mosaic_container_v1_container_proto_enumTypes[1]
+	return &file_mosaic_container_v1_container_proto_enumTypes[2]
 }
 
 func (x Namespace_Type) Number() protoreflect.EnumNumber {
@@ -174,11 +224,11 @@ func (x Checkpoint_Phase) String() string {
 }
 
 func (Checkpoint_Phase) Descriptor() protoreflect.EnumDescriptor {
-	return file_mosaic_container_v1_container_proto_enumTypes[2].Descriptor()
+	return file_mosaic_container_v1_container_proto_enumTypes[3].Descriptor()
 }
 
 func (Checkpoint_Phase) Type() protoreflect.EnumType {
-	return &file_mosaic_container_v1_container_proto_enumTypes[2]
+	return &file_mosaic_container_v1_container_proto_enumTypes[3]
 }
 
 func (x Checkpoint_Phase) Number() protoreflect.EnumNumber {
@@ -235,9 +285,13 @@ type Container struct {
 	Created *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=created,proto3" json:"created,omitempty"`
 	// Optional. Image named by the operator's tools instead of container_info.mesos.image: an OCI layout, an archive, or a
 	// root filesystem folder on this machine, absolute.
-	LocalImage    string `protobuf:"bytes,23,opt,name=local_image,json=localImage,proto3" json:"local_image,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	LocalImage string            `protobuf:"bytes,23,opt,name=local_image,json=localImage,proto3" json:"local_image,omitempty"`
+	Streams    Container_Streams `protobuf:"varint,24,opt,name=streams,proto3,enum=mosaic.container.v1.Container_Streams" json:"streams,omitempty"`
+	// Optional. Size of the terminal at first; 0 means 24 rows of 80 columns.
+	TerminalRows    uint32 `protobuf:"varint,25,opt,name=terminal_rows,json=terminalRows,proto3" json:"terminal_rows,omitempty"`
+	TerminalColumns uint32 `protobuf:"varint,26,opt,name=terminal_columns,json=terminalColumns,proto3" json:"terminal_columns,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Container) Reset() {
@@ -429,6 +483,27 @@ func (x *Container) GetLocalImage() string {
 		return x.LocalImage
 	}
 	return ""
+}
+
+func (x *Container) GetStreams() Container_Streams {
+	if x != nil {
+		return x.Streams
+	}
+	return Container_FILES
+}
+
+func (x *Container) GetTerminalRows() uint32 {
+	if x != nil {
+		return x.TerminalRows
+	}
+	return 0
+}
+
+func (x *Container) GetTerminalColumns() uint32 {
+	if x != nil {
+		return x.TerminalColumns
+	}
+	return 0
 }
 
 type ImageConfig struct {
@@ -1831,7 +1906,8 @@ var File_mosaic_container_v1_container_proto protoreflect.FileDescriptor
 
 const file_mosaic_container_v1_container_proto_rawDesc = "" +
 	"\n" +
-	"#mosaic/container/v1/container.proto\x12\x13mosaic.container.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14mesos/v1/mesos.proto\"\xad\t\n" +
+	"#mosaic/container/v1/container.proto\x12\x13mosaic.container.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14mesos/v1/mesos.proto\"\xf1\n" +
+	"\n" +
 	"\tContainer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\tparent_id\x18\x02 \x01(\tR\bparentId\x12\x1e\n" +
@@ -1862,7 +1938,10 @@ const file_mosaic_container_v1_container_proto_rawDesc = "" +
 	"\x06labels\x18\x15 \x03(\v2*.mosaic.container.v1.Container.LabelsEntryR\x06labels\x124\n" +
 	"\acreated\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x1f\n" +
 	"\vlocal_image\x18\x17 \x01(\tR\n" +
-	"localImage\x1a9\n" +
+	"localImage\x12@\n" +
+	"\astreams\x18\x18 \x01(\x0e2&.mosaic.container.v1.Container.StreamsR\astreams\x12#\n" +
+	"\rterminal_rows\x18\x19 \x01(\rR\fterminalRows\x12)\n" +
+	"\x10terminal_columns\x18\x1a \x01(\rR\x0fterminalColumns\x1a9\n" +
 	"\vLimitsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\x1a>\n" +
@@ -1874,7 +1953,11 @@ const file_mosaic_container_v1_container_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x1f\n" +
 	"\x05Class\x12\v\n" +
 	"\aDEFAULT\x10\x00\x12\t\n" +
-	"\x05DEBUG\x10\x01\"\xa2\x01\n" +
+	"\x05DEBUG\x10\x01\"0\n" +
+	"\aStreams\x12\t\n" +
+	"\x05FILES\x10\x00\x12\f\n" +
+	"\bATTACHED\x10\x01\x12\f\n" +
+	"\bTERMINAL\x10\x02\"\xa2\x01\n" +
 	"\vImageConfig\x12\x1e\n" +
 	"\n" +
 	"entrypoint\x18\x01 \x03(\tR\n" +
@@ -2063,83 +2146,85 @@ func file_mosaic_container_v1_container_proto_rawDescGZIP() []byte {
 	return file_mosaic_container_v1_container_proto_rawDescData
 }
 
-var file_mosaic_container_v1_container_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_mosaic_container_v1_container_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
 var file_mosaic_container_v1_container_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_mosaic_container_v1_container_proto_goTypes = []any{
 	(Container_Class)(0),          // 0: mosaic.container.v1.Container.Class
-	(Namespace_Type)(0),           // 1: mosaic.container.v1.Namespace.Type
-	(Checkpoint_Phase)(0),         // 2: mosaic.container.v1.Checkpoint.Phase
-	(*Container)(nil),             // 3: mosaic.container.v1.Container
-	(*ImageConfig)(nil),           // 4: mosaic.container.v1.ImageConfig
-	(*Proposal)(nil),              // 5: mosaic.container.v1.Proposal
-	(*Mount)(nil),                 // 6: mosaic.container.v1.Mount
-	(*Namespace)(nil),             // 7: mosaic.container.v1.Namespace
-	(*CgroupResources)(nil),       // 8: mosaic.container.v1.CgroupResources
-	(*DeviceRule)(nil),            // 9: mosaic.container.v1.DeviceRule
-	(*Device)(nil),                // 10: mosaic.container.v1.Device
-	(*Rlimit)(nil),                // 11: mosaic.container.v1.Rlimit
-	(*Capabilities)(nil),          // 12: mosaic.container.v1.Capabilities
-	(*Seccomp)(nil),               // 13: mosaic.container.v1.Seccomp
-	(*WindowsJob)(nil),            // 14: mosaic.container.v1.WindowsJob
-	(*Helper)(nil),                // 15: mosaic.container.v1.Helper
-	(*Spec)(nil),                  // 16: mosaic.container.v1.Spec
-	(*Checkpoint)(nil),            // 17: mosaic.container.v1.Checkpoint
-	(*ModuleState)(nil),           // 18: mosaic.container.v1.ModuleState
-	(*Termination)(nil),           // 19: mosaic.container.v1.Termination
-	nil,                           // 20: mosaic.container.v1.Container.LimitsEntry
-	nil,                           // 21: mosaic.container.v1.Container.EnvironmentEntry
-	nil,                           // 22: mosaic.container.v1.Container.LabelsEntry
-	nil,                           // 23: mosaic.container.v1.Proposal.EnvironmentEntry
-	nil,                           // 24: mosaic.container.v1.Proposal.SysctlsEntry
-	nil,                           // 25: mosaic.container.v1.CgroupResources.FilesEntry
-	nil,                           // 26: mosaic.container.v1.Helper.EnvironmentEntry
-	nil,                           // 27: mosaic.container.v1.Spec.OwnersEntry
-	nil,                           // 28: mosaic.container.v1.Checkpoint.CgroupsEntry
-	(*v1.CommandInfo)(nil),        // 29: mesos.v1.CommandInfo
-	(*v1.ContainerInfo)(nil),      // 30: mesos.v1.ContainerInfo
-	(*v1.Resource)(nil),           // 31: mesos.v1.Resource
-	(*timestamppb.Timestamp)(nil), // 32: google.protobuf.Timestamp
+	(Container_Streams)(0),        // 1: mosaic.container.v1.Container.Streams
+	(Namespace_Type)(0),           // 2: mosaic.container.v1.Namespace.Type
+	(Checkpoint_Phase)(0),         // 3: mosaic.container.v1.Checkpoint.Phase
+	(*Container)(nil),             // 4: mosaic.container.v1.Container
+	(*ImageConfig)(nil),           // 5: mosaic.container.v1.ImageConfig
+	(*Proposal)(nil),              // 6: mosaic.container.v1.Proposal
+	(*Mount)(nil),                 // 7: mosaic.container.v1.Mount
+	(*Namespace)(nil),             // 8: mosaic.container.v1.Namespace
+	(*CgroupResources)(nil),       // 9: mosaic.container.v1.CgroupResources
+	(*DeviceRule)(nil),            // 10: mosaic.container.v1.DeviceRule
+	(*Device)(nil),                // 11: mosaic.container.v1.Device
+	(*Rlimit)(nil),                // 12: mosaic.container.v1.Rlimit
+	(*Capabilities)(nil),          // 13: mosaic.container.v1.Capabilities
+	(*Seccomp)(nil),               // 14: mosaic.container.v1.Seccomp
+	(*WindowsJob)(nil),            // 15: mosaic.container.v1.WindowsJob
+	(*Helper)(nil),                // 16: mosaic.container.v1.Helper
+	(*Spec)(nil),                  // 17: mosaic.container.v1.Spec
+	(*Checkpoint)(nil),            // 18: mosaic.container.v1.Checkpoint
+	(*ModuleState)(nil),           // 19: mosaic.container.v1.ModuleState
+	(*Termination)(nil),           // 20: mosaic.container.v1.Termination
+	nil,                           // 21: mosaic.container.v1.Container.LimitsEntry
+	nil,                           // 22: mosaic.container.v1.Container.EnvironmentEntry
+	nil,                           // 23: mosaic.container.v1.Container.LabelsEntry
+	nil,                           // 24: mosaic.container.v1.Proposal.EnvironmentEntry
+	nil,                           // 25: mosaic.container.v1.Proposal.SysctlsEntry
+	nil,                           // 26: mosaic.container.v1.CgroupResources.FilesEntry
+	nil,                           // 27: mosaic.container.v1.Helper.EnvironmentEntry
+	nil,                           // 28: mosaic.container.v1.Spec.OwnersEntry
+	nil,                           // 29: mosaic.container.v1.Checkpoint.CgroupsEntry
+	(*v1.CommandInfo)(nil),        // 30: mesos.v1.CommandInfo
+	(*v1.ContainerInfo)(nil),      // 31: mesos.v1.ContainerInfo
+	(*v1.Resource)(nil),           // 32: mesos.v1.Resource
+	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
 }
 var file_mosaic_container_v1_container_proto_depIdxs = []int32{
 	0,  // 0: mosaic.container.v1.Container.class:type_name -> mosaic.container.v1.Container.Class
-	29, // 1: mosaic.container.v1.Container.command:type_name -> mesos.v1.CommandInfo
-	30, // 2: mosaic.container.v1.Container.container_info:type_name -> mesos.v1.ContainerInfo
-	31, // 3: mosaic.container.v1.Container.resources:type_name -> mesos.v1.Resource
-	20, // 4: mosaic.container.v1.Container.limits:type_name -> mosaic.container.v1.Container.LimitsEntry
-	4,  // 5: mosaic.container.v1.Container.image_config:type_name -> mosaic.container.v1.ImageConfig
-	21, // 6: mosaic.container.v1.Container.environment:type_name -> mosaic.container.v1.Container.EnvironmentEntry
-	22, // 7: mosaic.container.v1.Container.labels:type_name -> mosaic.container.v1.Container.LabelsEntry
-	32, // 8: mosaic.container.v1.Container.created:type_name -> google.protobuf.Timestamp
-	23, // 9: mosaic.container.v1.Proposal.environment:type_name -> mosaic.container.v1.Proposal.EnvironmentEntry
-	6,  // 10: mosaic.container.v1.Proposal.mounts:type_name -> mosaic.container.v1.Mount
-	7,  // 11: mosaic.container.v1.Proposal.namespaces:type_name -> mosaic.container.v1.Namespace
-	8,  // 12: mosaic.container.v1.Proposal.cgroup:type_name -> mosaic.container.v1.CgroupResources
-	10, // 13: mosaic.container.v1.Proposal.devices:type_name -> mosaic.container.v1.Device
-	11, // 14: mosaic.container.v1.Proposal.rlimits:type_name -> mosaic.container.v1.Rlimit
-	12, // 15: mosaic.container.v1.Proposal.capabilities:type_name -> mosaic.container.v1.Capabilities
-	13, // 16: mosaic.container.v1.Proposal.seccomp:type_name -> mosaic.container.v1.Seccomp
-	24, // 17: mosaic.container.v1.Proposal.sysctls:type_name -> mosaic.container.v1.Proposal.SysctlsEntry
-	14, // 18: mosaic.container.v1.Proposal.windows_job:type_name -> mosaic.container.v1.WindowsJob
-	1,  // 19: mosaic.container.v1.Namespace.type:type_name -> mosaic.container.v1.Namespace.Type
-	9,  // 20: mosaic.container.v1.CgroupResources.device_rules:type_name -> mosaic.container.v1.DeviceRule
-	25, // 21: mosaic.container.v1.CgroupResources.files:type_name -> mosaic.container.v1.CgroupResources.FilesEntry
-	26, // 22: mosaic.container.v1.Helper.environment:type_name -> mosaic.container.v1.Helper.EnvironmentEntry
-	5,  // 23: mosaic.container.v1.Spec.merged:type_name -> mosaic.container.v1.Proposal
-	27, // 24: mosaic.container.v1.Spec.owners:type_name -> mosaic.container.v1.Spec.OwnersEntry
-	3,  // 25: mosaic.container.v1.Checkpoint.container:type_name -> mosaic.container.v1.Container
-	2,  // 26: mosaic.container.v1.Checkpoint.phase:type_name -> mosaic.container.v1.Checkpoint.Phase
-	18, // 27: mosaic.container.v1.Checkpoint.modules:type_name -> mosaic.container.v1.ModuleState
-	16, // 28: mosaic.container.v1.Checkpoint.spec:type_name -> mosaic.container.v1.Spec
-	28, // 29: mosaic.container.v1.Checkpoint.cgroups:type_name -> mosaic.container.v1.Checkpoint.CgroupsEntry
-	19, // 30: mosaic.container.v1.Checkpoint.termination:type_name -> mosaic.container.v1.Termination
-	15, // 31: mosaic.container.v1.ModuleState.helpers:type_name -> mosaic.container.v1.Helper
-	31, // 32: mosaic.container.v1.Termination.limited_resources:type_name -> mesos.v1.Resource
-	32, // 33: mosaic.container.v1.Termination.time:type_name -> google.protobuf.Timestamp
-	34, // [34:34] is the sub-list for method output_type
-	34, // [34:34] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	30, // 1: mosaic.container.v1.Container.command:type_name -> mesos.v1.CommandInfo
+	31, // 2: mosaic.container.v1.Container.container_info:type_name -> mesos.v1.ContainerInfo
+	32, // 3: mosaic.container.v1.Container.resources:type_name -> mesos.v1.Resource
+	21, // 4: mosaic.container.v1.Container.limits:type_name -> mosaic.container.v1.Container.LimitsEntry
+	5,  // 5: mosaic.container.v1.Container.image_config:type_name -> mosaic.container.v1.ImageConfig
+	22, // 6: mosaic.container.v1.Container.environment:type_name -> mosaic.container.v1.Container.EnvironmentEntry
+	23, // 7: mosaic.container.v1.Container.labels:type_name -> mosaic.container.v1.Container.LabelsEntry
+	33, // 8: mosaic.container.v1.Container.created:type_name -> google.protobuf.Timestamp
+	1,  // 9: mosaic.container.v1.Container.streams:type_name -> mosaic.container.v1.Container.Streams
+	24, // 10: mosaic.container.v1.Proposal.environment:type_name -> mosaic.container.v1.Proposal.EnvironmentEntry
+	7,  // 11: mosaic.container.v1.Proposal.mounts:type_name -> mosaic.container.v1.Mount
+	8,  // 12: mosaic.container.v1.Proposal.namespaces:type_name -> mosaic.container.v1.Namespace
+	9,  // 13: mosaic.container.v1.Proposal.cgroup:type_name -> mosaic.container.v1.CgroupResources
+	11, // 14: mosaic.container.v1.Proposal.devices:type_name -> mosaic.container.v1.Device
+	12, // 15: mosaic.container.v1.Proposal.rlimits:type_name -> mosaic.container.v1.Rlimit
+	13, // 16: mosaic.container.v1.Proposal.capabilities:type_name -> mosaic.container.v1.Capabilities
+	14, // 17: mosaic.container.v1.Proposal.seccomp:type_name -> mosaic.container.v1.Seccomp
+	25, // 18: mosaic.container.v1.Proposal.sysctls:type_name -> mosaic.container.v1.Proposal.SysctlsEntry
+	15, // 19: mosaic.container.v1.Proposal.windows_job:type_name -> mosaic.container.v1.WindowsJob
+	2,  // 20: mosaic.container.v1.Namespace.type:type_name -> mosaic.container.v1.Namespace.Type
+	10, // 21: mosaic.container.v1.CgroupResources.device_rules:type_name -> mosaic.container.v1.DeviceRule
+	26, // 22: mosaic.container.v1.CgroupResources.files:type_name -> mosaic.container.v1.CgroupResources.FilesEntry
+	27, // 23: mosaic.container.v1.Helper.environment:type_name -> mosaic.container.v1.Helper.EnvironmentEntry
+	6,  // 24: mosaic.container.v1.Spec.merged:type_name -> mosaic.container.v1.Proposal
+	28, // 25: mosaic.container.v1.Spec.owners:type_name -> mosaic.container.v1.Spec.OwnersEntry
+	4,  // 26: mosaic.container.v1.Checkpoint.container:type_name -> mosaic.container.v1.Container
+	3,  // 27: mosaic.container.v1.Checkpoint.phase:type_name -> mosaic.container.v1.Checkpoint.Phase
+	19, // 28: mosaic.container.v1.Checkpoint.modules:type_name -> mosaic.container.v1.ModuleState
+	17, // 29: mosaic.container.v1.Checkpoint.spec:type_name -> mosaic.container.v1.Spec
+	29, // 30: mosaic.container.v1.Checkpoint.cgroups:type_name -> mosaic.container.v1.Checkpoint.CgroupsEntry
+	20, // 31: mosaic.container.v1.Checkpoint.termination:type_name -> mosaic.container.v1.Termination
+	16, // 32: mosaic.container.v1.ModuleState.helpers:type_name -> mosaic.container.v1.Helper
+	32, // 33: mosaic.container.v1.Termination.limited_resources:type_name -> mesos.v1.Resource
+	33, // 34: mosaic.container.v1.Termination.time:type_name -> google.protobuf.Timestamp
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_mosaic_container_v1_container_proto_init() }
@@ -2156,7 +2241,7 @@ func file_mosaic_container_v1_container_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mosaic_container_v1_container_proto_rawDesc), len(file_mosaic_container_v1_container_proto_rawDesc)),
-			NumEnums:      3,
+			NumEnums:      4,
 			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
