@@ -91,7 +91,9 @@ type Master interface {
 	OperatorSubscribe(ctx context.Context, principal string, s OperatorStream) error
 
 	// Legacy returns the JSON body of an older endpoint: /state, /state-summary, /slaves, /frameworks,
-	// /tasks, /roles, /flags or /metrics/snapshot.
+	// /tasks, /roles, /flags, /quota, /weights, /maintenance/schedule, /maintenance/status or
+	// /metrics/snapshot; and of /mosaic/v1/explain, which Mesos does not have. Those that change something
+	// are a LegacyWriter's.
 	Legacy(ctx context.Context, principal, endpoint string, query url.Values) ([]byte, error)
 }
 

@@ -44,6 +44,7 @@ type fakeMaster struct {
 	operators  []api.OperatorStream
 	calls      []*schedulerv1.Call
 	principals []string
+	writes     []legacyWrite
 	metrics    string // body of /metrics/snapshot
 	onOperator func(*masterv1.Call) (*masterv1.Response, error)
 }
@@ -173,6 +174,28 @@ func (m *fakeMaster) Legacy(_ context.Context, _, endpoint string, query url.Val
 		return fmt.Appendf(nil, `{"endpoint":%q,"framework_id":%q}`, endpoint, query.Get("framework_id")), nil
 	}
 	return fmt.Appendf(nil, `{"endpoint":%q}`, endpoint), nil
+}
+
+// legacyWrite is what LegacyWrite was called with.
+type legacyWrite struct {
+	principal, endpoint, method string
+	query, form                 url.Values
+	body                        string
+}
+
+func (m *fakeMaster) LegacyWrite(_ context.Context, principal, endpoint, method string, query, form url.Values, body []byte) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.writes = append(m.writes, legacyWrite{principal, endpoint, method, query, form, string(body)})
+	switch {
+	case form.Get("slaveId") == "unknown":
+		return nil, httpError{http.StatusBadRequest, "No agent found with specified ID"}
+	case form.Get("slaveId") == "busy":
+		return nil, httpError{http.StatusConflict, "Invalid RESERVE operation on agent busy"}
+	case string(body) == `"answer"`:
+		return []byte(`{"answered":true}`), nil
+	}
+	return nil, nil
 }
 
 // fakeAgent keeps executors in memory.
