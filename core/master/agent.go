@@ -32,7 +32,8 @@ type agent struct {
 	// leaving: a change in the registry that ends its registration is under way.
 	leaving                  bool
 	registered, reregistered time.Time
-	drainStarted             time.Time // zero unless it is drained, or was and is not reactivated
+	drainStarted             time.Time       // zero unless it is drained, or was and is not reactivated
+	unavailable              *unavailability // nil unless its machine is to go away
 
 	ping     *timer
 	awaiting bool // the last ping has no answer yet
@@ -112,6 +113,9 @@ func (s *state) hello(c *agentConn, h *clusterv1.Hello, now time.Time) {
 	info := h.GetAgent()
 	if err := validateAgent(h); err != nil {
 		s.refuseAgent(c, true, "%v", err)
+		return
+	}
+	if s.refuseDown(c, info) {
 		return
 	}
 	id := info.GetId().GetValue()
@@ -289,6 +293,7 @@ func (s *state) register(c *agentConn, h *clusterv1.Hello, record registry.Agent
 		s.obeyRecord(a, now)
 	}
 	s.pingAgent(a, now)
+	s.obeyMaintenance(a, now)
 	s.log.Info("agent registered", "agent", id, "hostname", a.info.GetHostname(), "tasks", len(a.tasks), "resources", a.total.String())
 }
 
@@ -484,6 +489,7 @@ func (s *state) reconnect(a *agent, c *agentConn, h *clusterv1.Hello, now time.T
 	if a.record.Drain != nil {
 		s.obeyRecord(a, now)
 	}
+	s.obeyMaintenance(a, now)
 	s.allocateBy(now)
 	s.log.Info("agent reconnected", "agent", a.id, "tasks", len(a.tasks))
 }
@@ -498,6 +504,7 @@ func (s *state) agentDisconnected(c *agentConn, now time.Time) {
 	}
 	a.conn, c.agent = nil, nil
 	s.rescindAll(a, now)
+	s.rescindInverses(a)
 	s.allocator.DeactivateAgent(a.id)
 	s.showAgent(a)
 	s.log.Info("agent disconnected", "agent", a.id)
@@ -552,6 +559,7 @@ func (s *state) markUnreachable(a *agent, now time.Time) {
 func (s *state) dismiss(a *agent, changes []change, r removal) {
 	a.leaving = true
 	s.rescindAll(a, s.cfg.Now())
+	s.rescindInverses(a)
 	s.allocator.DeactivateAgent(a.id)
 	s.persist(changes, func(now time.Time) { s.removeAgent(a, r, now) })
 }
@@ -565,6 +573,8 @@ func (s *state) removeAgent(a *agent, r removal, now time.Time) {
 	}
 	s.timers.stop(a.ping)
 	s.rescindAll(a, now)
+	s.rescindInverses(a)
+	delete(s.unavailable, a.id)
 	for _, e := range executorsOf(a) {
 		s.removeExecutor(e, now)
 	}

@@ -54,6 +54,7 @@ func (s *state) allocateIfDue(now time.Time) {
 	for s.makeOffers(offers, now) {
 		offers = s.allocator.Allocate(now)
 	}
+	s.makeInverseOffers(now)
 	ended := s.cfg.Now()
 	cost := ended.Sub(now)
 	s.notBefore = ended.Add(2 * cost)
@@ -119,17 +120,12 @@ func offerMessage(o *offer) *mesosv1.Offer {
 		FrameworkId: f.info.Id,
 		AgentId:     a.info.Id,
 		Hostname:    a.info.Hostname,
-		Url: &mesosv1.URL{
-			Scheme: ptr("http"),
-			Address: &mesosv1.Address{
-				Hostname: a.info.Hostname,
-				Ip:       a.ip(),
-				Port:     ptr(a.info.GetPort()),
-			},
-			Path: ptr("/slave(1)"),
-		},
-		Domain:     a.info.Domain,
-		Attributes: a.info.Attributes,
+		Url:         agentURL(a),
+		Domain:      a.info.Domain,
+		Attributes:  a.info.Attributes,
+	}
+	if a.unavailable != nil {
+		m.Unavailability = a.unavailable.proto
 	}
 	for key, e := range a.executors {
 		if key.framework == f.id {
@@ -151,6 +147,19 @@ func offerMessage(o *offer) *mesosv1.Offer {
 		}
 	}
 	return m
+}
+
+// agentURL is where frameworks reach an agent.
+func agentURL(a *agent) *mesosv1.URL {
+	return &mesosv1.URL{
+		Scheme: ptr("http"),
+		Address: &mesosv1.Address{
+			Hostname: a.info.Hostname,
+			Ip:       a.ip(),
+			Port:     ptr(a.info.GetPort()),
+		},
+		Path: ptr("/slave(1)"),
+	}
 }
 
 // dropOffer forgets an offer; what becomes of its resources is the caller's.

@@ -3,6 +3,7 @@ package master
 import (
 	"context"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +21,9 @@ func (m *Master) OperatorCall(ctx context.Context, principal string, call *maste
 	v := m.view.Load()
 	if agentID, op := operationCall(call); op != nil {
 		return nil, m.operateForOperator(ctx, principal, agentID, op)
+	}
+	if resp, ok, err := m.maintenanceCall(ctx, principal, call); ok {
+		return resp, err
 	}
 	switch call.GetType() {
 	case masterv1.Call_GET_HEALTH:
@@ -362,5 +366,11 @@ func (s *state) frameworkMessage(f *framework) *masterv1.Response_GetFrameworks_
 		u.offered = u.offered.Add(o.resources)
 		u.offers = append(u.offers, &offerEntry{proto: o.proto})
 	}
+	for o := range f.inverses {
+		u.inverses = append(u.inverses, o.proto)
+	}
+	slices.SortFunc(u.inverses, func(a, b *mesosv1.InverseOffer) int {
+		return compareIDs(a.GetId().GetValue(), b.GetId().GetValue())
+	})
 	return s.views.frameworks.get(f.slot).message(u)
 }

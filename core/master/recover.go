@@ -165,6 +165,8 @@ func (s *state) recover(now time.Time, snapshot *registry.Snapshot) {
 		weights[role] = w
 		s.allocator.SetWeight(role, w)
 	}
+	s.maintenance = newMaintenance(snapshot.Schedule, snapshot.Machines)
+	s.decided, s.views.schedule = s.maintenance, s.maintenance.schedule
 	s.weights, s.views.weights = weights, weights
 	s.quotas, s.views.quotas = quotas, quotas
 	if s.expected = len(s.recovered); s.expected > 0 && len(quotas) > 0 {

@@ -39,6 +39,10 @@ type state struct {
 	unreachable   map[string]registry.Departure
 	gone          map[string]time.Time
 	offers        map[string]*offer
+	inverses      map[string]*inverseOffer
+	maintenance   *maintenance                // as it holds
+	decided       *maintenance                // as it will when the registry has it
+	unavailable   map[string]*agent           // those whose machine goes away
 	operations    map[operationKey]*operation // those with an id
 	weights       map[string]float64
 	quotas        map[string]*quotav1.QuotaConfig // replaced, never changed
@@ -72,6 +76,10 @@ func newState(m *Master, info *mesosv1.MasterInfo, a *allocator.Allocator) *stat
 		unreachable:  make(map[string]registry.Departure),
 		gone:         make(map[string]time.Time),
 		offers:       make(map[string]*offer),
+		inverses:     make(map[string]*inverseOffer),
+		maintenance:  newMaintenance(nil, nil),
+		decided:      newMaintenance(nil, nil),
+		unavailable:  make(map[string]*agent),
 		operations:   make(map[operationKey]*operation),
 		weights:      make(map[string]float64),
 		quotas:       make(map[string]*quotav1.QuotaConfig),

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	maintenancev1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/maintenance"
 	masterv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/master"
 	quotav1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/quota"
 	"github.com/mosaic-cluster/mosaic/sdk/resources"
@@ -85,6 +86,7 @@ type viewBuilder struct {
 	tasks      table[taskEntry]
 	executors  table[executorEntry]
 	offers     table[offerEntry]
+	inverses   table[mesosv1.InverseOffer]
 	operations table[mesosv1.Operation]
 	frameworks table[frameworkEntry]
 	agents     table[agentEntry]
@@ -92,6 +94,7 @@ type viewBuilder struct {
 	away       int                // agents that are unreachable
 	weights    map[string]float64 // replaced, never changed
 	quotas     map[string]*quotav1.QuotaConfig
+	schedule   *maintenancev1.Schedule
 	elected    time.Time
 
 	changed bool  // something outside the tables changed since last
@@ -105,7 +108,7 @@ func newViewBuilder(cfg *Config, info *mesosv1.MasterInfo, m *metrics) *viewBuil
 // publish returns the view of now. It costs what changed since the last one, which it returns again if
 // nothing did.
 func (b *viewBuilder) publish() *view {
-	if b.last != nil && !b.changed && !b.tasks.fresh && !b.executors.fresh && !b.offers.fresh && !b.operations.fresh &&
+	if b.last != nil && !b.changed && !b.tasks.fresh && !b.executors.fresh && !b.offers.fresh && !b.inverses.fresh && !b.operations.fresh &&
 		!b.frameworks.fresh && !b.agents.fresh && !b.recovered.fresh {
 		return b.last
 	}
@@ -117,6 +120,7 @@ func (b *viewBuilder) publish() *view {
 		tasks:      b.tasks.snapshot(),
 		executors:  b.executors.snapshot(),
 		offers:     b.offers.snapshot(),
+		inverses:   b.inverses.snapshot(),
 		operations: b.operations.snapshot(),
 		frameworks: b.frameworks.snapshot(),
 		agents:     b.agents.snapshot(),
@@ -124,6 +128,7 @@ func (b *viewBuilder) publish() *view {
 		away:       b.away,
 		weights:    b.weights,
 		quotas:     b.quotas,
+		schedule:   b.schedule,
 		elected:    b.elected,
 	}
 	return b.last
@@ -138,6 +143,7 @@ type view struct {
 	tasks      snapshot[taskEntry]
 	executors  snapshot[executorEntry]
 	offers     snapshot[offerEntry]
+	inverses   snapshot[mesosv1.InverseOffer]
 	operations snapshot[mesosv1.Operation]
 	frameworks snapshot[frameworkEntry]
 	agents     snapshot[agentEntry]
@@ -145,6 +151,7 @@ type view struct {
 	away       int
 	weights    map[string]float64
 	quotas     map[string]*quotav1.QuotaConfig
+	schedule   *maintenancev1.Schedule
 	elected    time.Time
 
 	tallyOnce sync.Once
@@ -173,6 +180,7 @@ type tally struct {
 type usage struct {
 	used, offered resources.Set
 	offers        []*offerEntry
+	inverses      []*mesosv1.InverseOffer
 }
 
 // tally adds up once per view, when first asked.
@@ -209,6 +217,10 @@ func (v *view) tally() *tally {
 				u.offered = u.offered.Add(o.set)
 				u.offers = append(u.offers, o)
 			}
+		}
+		for o := range v.inverses.all() {
+			u := of(t.frameworks, o.GetFrameworkId().GetValue())
+			u.inverses = append(u.inverses, o)
 		}
 		v.tallied = t
 	})
@@ -328,6 +340,7 @@ func (f *frameworkEntry) message(u *usage) *masterv1.Response_GetFrameworks_Fram
 		AllocatedResources: u.used.Resources(),
 		OfferedResources:   u.offered.Resources(),
 		OfferConstraints:   f.constraints.proto,
+		InverseOffers:      u.inverses,
 	}
 	for _, o := range u.offers {
 		m.Offers = append(m.Offers, o.proto)
