@@ -197,8 +197,8 @@ func (c *cycle) offerClient(r *role, ag *agent, cl *client) bool {
 			return true
 		}
 	}
-	offerable, why := c.offerable(ag, cl, c.available)
-	if why != Offered {
+	offerable, ok := c.offerable(ag, cl, c.available)
+	if !ok {
 		ag.block(cl)
 		return true
 	}
@@ -241,43 +241,39 @@ func (c *cycle) giveUp(cl *client) {
 }
 
 // offerable returns what of the available resources a client could be offered if there were
-// no quotas, or why that is nothing. The answer depends on nothing but the agent's free
-// resources, the client's filters and what the framework said, and if it is nothing it is
-// nothing for any part of available too.
-func (a *Allocator) offerable(ag *agent, cl *client, available resources.Set) (resources.Set, Verdict) {
+// no quotas. The answer depends on nothing but the agent's free resources, the client's filters
+// and what the framework said, and if it is nothing it is nothing for any part of available too.
+func (a *Allocator) offerable(ag *agent, cl *client, available resources.Set) (offer resources.Set, ok bool) {
 	fw := cl.framework
-	switch {
-	case fw.multiRole && !ag.multiRole, !ag.hierarchical && isNested(cl.role.name):
-		return resources.Set{}, AgentTooOld
-	case ag.gpus && !fw.gpus && !a.options.OfferGPUsToAll:
-		return resources.Set{}, NeedsGPUs
-	case a.options.Region != "" && ag.region != "" && ag.region != a.options.Region && !fw.regions:
-		return resources.Set{}, RemoteRegion
-	case !fw.constraints.allow(cl.role.name, ag.info):
-		return resources.Set{}, Constrained
+	if fw.multiRole && !ag.multiRole || !ag.hierarchical && isNested(cl.role.name) ||
+		ag.gpus && !fw.gpus && !a.options.OfferGPUsToAll ||
+		a.options.Region != "" && ag.region != "" && ag.region != a.options.Region && !fw.regions ||
+		!fw.constraints.allow(cl.role.name, ag.info) {
+		return resources.Set{}, false
 	}
-	if !fw.revocable || !fw.refinement {
-		available = available.Filter(func(e *resources.Entry) bool {
-			return (fw.revocable || !e.Revocable()) && (fw.refinement || !e.Refined())
-		})
+	if available = a.usable(fw, available); available.Empty() {
+		return available, false
 	}
-	if available.Empty() {
-		return available, NothingFree
+	available = a.withShared(ag, cl, available)
+	return available, a.wanted(ag, cl, available)
+}
+
+// usable returns the resources that a framework knows how to use.
+func (a *Allocator) usable(fw *framework, s resources.Set) resources.Set {
+	if fw.revocable && fw.refinement {
+		return s
 	}
-	if fw.shared && !ag.shared.Empty() {
-		shared := ag.shared.AllocatableTo(cl.role.name)
-		if !fw.refinement {
-			shared = shared.Filter(func(e *resources.Entry) bool { return !e.Refined() })
-		}
-		available = available.Add(shared)
+	return s.Filter(func(e *resources.Entry) bool {
+		return (fw.revocable || !e.Revocable()) && (fw.refinement || !e.Refined())
+	})
+}
+
+// withShared adds the shared volumes that a client may have.
+func (a *Allocator) withShared(ag *agent, cl *client, s resources.Set) resources.Set {
+	if !cl.framework.shared || ag.shared.Empty() {
+		return s
 	}
-	if !enough(cl.minimum, available) {
-		return available, TooSmall
-	}
-	if cl.refuses(ag, available) {
-		return available, Filtered
-	}
-	return available, Offered
+	return s.Add(a.usable(cl.framework, ag.shared.AllocatableTo(cl.role.name)))
 }
 
 // wanted says whether a part of what a client could be offered is still worth offering.

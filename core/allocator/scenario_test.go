@@ -304,8 +304,8 @@ func (s *stage) do(command string, args []string) ([]string, error) {
 		return out, nil
 	case "why":
 		var out []string
-		for _, r := range s.Why(arg(0), arg(1)) {
-			line := fmt.Sprintf("%d: %s", r.Agents, r.Verdict)
+		for _, r := range s.Explain(Question{FrameworkID: arg(0), Role: arg(1)}, s.now).Asked[0].Reasons {
+			line := fmt.Sprintf("%d: %s", r.Agents, r.Text)
 			if !r.Until.IsZero() {
 				line += " for " + r.Until.Sub(s.now).String()
 			}

@@ -49,6 +49,7 @@ type client struct {
 	subscribed bool // the framework names the role; if not, the client only holds what is left
 	suppressed bool
 	listed     bool // in role.clients
+	imagined   bool // not there, only asked about: see Explain
 	minimum    []need
 	hopeless   uint64 // cycle in which quotas were found to leave it nothing
 
