@@ -284,12 +284,12 @@ func sendOutput(s api.ProcessIOStream, text string) {
 	})
 }
 
-func (a *fakeAgent) AttachInput(_ context.Context, _ string, id *mesosv1.ContainerID, next func() (*agentv1.ProcessIO, error)) error {
+func (a *fakeAgent) AttachInput(ctx context.Context, _ string, id *mesosv1.ContainerID, next func(context.Context) (*agentv1.ProcessIO, error)) error {
 	if id.GetValue() == "unknown" {
 		return httpError{http.StatusNotFound, "Container cannot be found"}
 	}
 	for {
-		in, err := next()
+		in, err := next(ctx)
 		if err != nil {
 			return err
 		}
