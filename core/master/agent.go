@@ -36,8 +36,9 @@ type agent struct {
 	unavailable              *unavailability // nil unless its machine is to go away
 
 	ping     *timer
-	awaiting bool // the last ping has no answer yet
-	missed   int  // pings without an answer, in a row
+	removal  *timer // runs when it is its turn to be given up; nil while there is no reason to
+	awaiting bool   // the last ping has no answer yet
+	missed   int    // pings without an answer, in a row
 
 	tasks     map[*task]struct{}
 	executors map[executorKey]*executor
@@ -116,6 +117,15 @@ func (s *state) hello(c *agentConn, h *clusterv1.Hello, now time.Time) {
 		return
 	}
 	if s.refuseDown(c, info) {
+		return
+	}
+	// Not for good: an agent with another configuration may come back with its tasks.
+	switch {
+	case s.cfg.RequireAgentDomain && info.GetDomain().GetFaultDomain() == nil:
+		s.refuseAgent(c, false, "the agent has no fault domain, and this master requires one")
+		return
+	case s.cfg.Domain == nil && info.GetDomain().GetFaultDomain() != nil:
+		s.refuseAgent(c, false, "the agent has a fault domain, and this master has none")
 		return
 	}
 	id := info.GetId().GetValue()
@@ -485,7 +495,7 @@ func (s *state) reconnect(a *agent, c *agentConn, h *clusterv1.Hello, now time.T
 	}
 	s.tellShutdown(a, shutdown)
 	s.tellFrameworks(a, h)
-	a.missed, a.awaiting = 0, false
+	s.answered(a)
 	if a.record.Drain != nil {
 		s.obeyRecord(a, now)
 	}
@@ -507,7 +517,28 @@ func (s *state) agentDisconnected(c *agentConn, now time.Time) {
 	s.rescindInverses(a)
 	s.allocator.DeactivateAgent(a.id)
 	s.showAgent(a)
+	s.loseUncheckpointed(a, now)
 	s.log.Info("agent disconnected", "agent", a.id)
+}
+
+// loseUncheckpointed ends what frameworks that do not checkpoint have on an agent that is away: it may have been
+// restarted, and such tasks do not survive that. If it was not, it is told to kill them when it returns.
+func (s *state) loseUncheckpointed(a *agent, now time.Time) {
+	if a.leaving {
+		return
+	}
+	for _, t := range sortedAgentTasks(a) {
+		if t.framework.info.GetCheckpoint() || terminal(t.state()) {
+			continue
+		}
+		s.loseTask(t, mesosv1.TaskState_TASK_GONE, mesosv1.TaskStatus_REASON_AGENT_DISCONNECTED,
+			"Agent "+a.info.GetHostname()+" disconnected", now)
+	}
+	for _, e := range executorsOf(a) {
+		if !e.framework.info.GetCheckpoint() {
+			s.removeExecutor(e, now)
+		}
+	}
 }
 
 // pingAgent asks the agent for a sign of life at every interval, also while it has no stream, and gives
@@ -516,7 +547,7 @@ func (s *state) pingAgent(a *agent, now time.Time) {
 	if a.awaiting {
 		if a.missed++; a.missed >= s.cfg.MaxPingTimeouts && !a.leaving {
 			s.log.Warn("agent does not answer pings", "agent", a.id, "missed", a.missed)
-			s.markUnreachable(a, now)
+			s.giveUp(a, now)
 		}
 	}
 	a.awaiting = true
@@ -542,6 +573,44 @@ func (r *removal) operations() mesosv1.OperationState {
 		return mesosv1.OperationState_OPERATION_GONE_BY_OPERATOR
 	}
 	return mesosv1.OperationState_OPERATION_DROPPED
+}
+
+// giveUp has an agent be unreachable when it is its turn.
+func (s *state) giveUp(a *agent, now time.Time) {
+	if a.removal != nil {
+		return
+	}
+	s.metrics.unreachableScheduled.Add(1)
+	a.removal = s.timers.set(s.removalTurn(now), func(now time.Time) {
+		a.removal = nil
+		if !a.leaving {
+			s.metrics.unreachableCompleted.Add(1)
+			s.markUnreachable(a, now)
+		}
+	})
+}
+
+// answered notes a sign of life of an agent, which is not given up then.
+func (s *state) answered(a *agent) {
+	a.missed, a.awaiting = 0, false
+	if a.removal != nil {
+		s.timers.stop(a.removal)
+		a.removal = nil
+		s.metrics.unreachableCanceled.Add(1)
+	}
+}
+
+// removalTurn is when the next agent may be given up.
+func (s *state) removalTurn(now time.Time) time.Time {
+	if s.cfg.RemovalInterval <= 0 {
+		return now
+	}
+	at := s.nextRemoval
+	if at.Before(now) {
+		at = now
+	}
+	s.nextRemoval = at.Add(s.cfg.RemovalInterval)
+	return at
 }
 
 // markUnreachable gives up an agent that may return.
@@ -572,6 +641,7 @@ func (s *state) removeAgent(a *agent, r removal, now time.Time) {
 		a.conn = nil
 	}
 	s.timers.stop(a.ping)
+	s.timers.stop(a.removal)
 	s.rescindAll(a, now)
 	s.rescindInverses(a)
 	delete(s.unavailable, a.id)

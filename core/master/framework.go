@@ -135,6 +135,7 @@ func (s *state) subscribe(sub subscription, now time.Time) {
 		f.registered = now
 		s.attach(f, sub, now)
 		s.allocator.AddFramework(id, info, sub.suppressed, true)
+		s.allocator.SetConstraints(id, sub.constraints.compiled)
 		s.showFramework(f)
 		s.emitFrameworkAdded(f)
 	} else {
@@ -155,6 +156,7 @@ func (s *state) subscribe(sub subscription, now time.Time) {
 		s.attach(f, sub, now)
 		s.allocator.DeactivateFramework(id) // which drops its filters
 		s.allocator.UpdateFramework(id, f.info, sub.suppressed)
+		s.allocator.SetConstraints(id, sub.constraints.compiled)
 		s.allocator.ActivateFramework(id)
 		s.showFramework(f)
 		s.emitFrameworkUpdated(f)

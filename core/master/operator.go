@@ -75,7 +75,11 @@ func (m *Master) OperatorCall(ctx context.Context, principal string, call *maste
 		}
 		return &masterv1.Response{Type: masterv1.Response_GET_OPERATIONS.Enum(), GetOperations: operations}, nil
 	case masterv1.Call_GET_QUOTA:
-		return &masterv1.Response{Type: masterv1.Response_GET_QUOTA.Enum(), GetQuota: v.getQuota()}, nil
+		return &masterv1.Response{Type: masterv1.Response_GET_QUOTA.Enum(), GetQuota: m.getQuota(ctx, principal, v)}, nil
+	case masterv1.Call_SET_QUOTA:
+		return nil, m.setQuota(ctx, principal, call.GetSetQuota().GetQuotaRequest())
+	case masterv1.Call_REMOVE_QUOTA:
+		return nil, m.removeQuota(ctx, principal, call.GetRemoveQuota().GetRole())
 	case masterv1.Call_UPDATE_QUOTA:
 		return nil, m.updateQuota(ctx, principal, call.GetUpdateQuota())
 	case masterv1.Call_DEACTIVATE_AGENT:
@@ -86,6 +90,13 @@ func (m *Master) OperatorCall(ctx context.Context, principal string, call *maste
 		return nil, m.drainAgent(ctx, principal, call.GetDrainAgent())
 	case masterv1.Call_MARK_AGENT_GONE:
 		return nil, m.markAgentGone(ctx, principal, call.GetMarkAgentGone().GetAgentId().GetValue())
+	case masterv1.Call_GET_LOGGING_LEVEL:
+		return &masterv1.Response{
+			Type:            masterv1.Response_GET_LOGGING_LEVEL.Enum(),
+			GetLoggingLevel: &masterv1.Response_GetLoggingLevel{Level: ptr(m.verbosity())},
+		}, nil
+	case masterv1.Call_SET_LOGGING_LEVEL:
+		return nil, m.setVerbosity(ctx, principal, call.GetSetLoggingLevel())
 	case masterv1.Call_GET_ROLES:
 		return &masterv1.Response{Type: masterv1.Response_GET_ROLES.Enum(), GetRoles: v.getRoles()}, nil
 	case masterv1.Call_GET_WEIGHTS:
@@ -137,6 +148,9 @@ func (m *Master) updateWeights(ctx context.Context, principal string, infos []*m
 	weights := make(map[string]float64, len(infos))
 	for _, w := range infos {
 		if err := resources.ValidateRole(w.GetRole()); err != nil {
+			return badRequest("Invalid weight: %v", err)
+		}
+		if err := m.cfg.knownRole(w.GetRole()); err != nil {
 			return badRequest("Invalid weight: %v", err)
 		}
 		if x := w.GetWeight(); !(x > 0) || math.IsInf(x, 0) {

@@ -208,9 +208,8 @@ func (s *state) updateFramework(f *framework, c schedulerCall, now time.Time) er
 	}
 	s.setFrameworkInfo(f, info)
 	f.constraints = c.constraints
-	s.allocator.DeactivateFramework(f.id) // which drops its filters, also those made for constraints
 	s.allocator.UpdateFramework(f.id, info, update.GetSuppressedRoles())
-	s.allocator.ActivateFramework(f.id)
+	s.allocator.SetConstraints(f.id, c.constraints.compiled)
 	for o := range f.offers {
 		if !contains(f.roles, o.role) {
 			s.rescind(o, nil, now)

@@ -1,6 +1,7 @@
 package master
 
 import (
+	"context"
 	"crypto/rand"
 	"fmt"
 	"io"
@@ -57,6 +58,10 @@ type state struct {
 	pending       []step // for the registry, not yet handed over
 	batches       chan<- []step
 	registrarBusy bool
+	fail          context.CancelCauseFunc // stops the master
+	nextRemoval   time.Time               // no agent is given up before
+	baseLevel     slog.Level              // of the log, unless an operator wants more for now
+	levelReset    *timer
 }
 
 func newState(m *Master, info *mesosv1.MasterInfo, a *allocator.Allocator) *state {

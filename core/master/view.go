@@ -2,6 +2,7 @@ package master
 
 import (
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -398,18 +399,21 @@ type role struct {
 	name       string
 	weight     float64
 	frameworks []string
-	usage      *usage
-	reserved   resources.Set
+	usage      *usage // of the role itself
+	// What the role and those below it have together. What counts against a quota is what is reserved, and what else
+	// is allocated and not revocable.
+	allocated, offered, reserved, consumed resources.Quantities
 }
 
-// roles returns every role that has a framework, a reservation, resources or a weight, and those above
-// them, by name.
+// roles returns the roles that may be used, or, if that is not restricted, every role that has a framework, a
+// reservation, resources, a weight or a quota, and those above them; by name.
 func (v *view) roles() []*role {
 	byName := make(map[string]*role)
 	of := func(name string) *role {
 		r := byName[name]
 		if r == nil {
 			r = &role{name: name, weight: 1, usage: new(usage)}
+			r.allocated, r.offered, r.reserved, r.consumed = resources.Quantities{}, resources.Quantities{}, resources.Quantities{}, resources.Quantities{}
 			if w, ok := v.weights[name]; ok {
 				r.weight = w
 			}
@@ -432,10 +436,17 @@ func (v *view) roles() []*role {
 	for name := range v.weights {
 		of(name)
 	}
+	for name := range v.quotas {
+		of(name)
+	}
+	for _, name := range v.cfg.Roles {
+		of(name)
+	}
+	reserved := make(map[string]resources.Set)
 	for a := range v.agents.all() {
 		for name, set := range a.total.Reservations() {
-			r := of(name)
-			r.reserved = r.reserved.Add(set)
+			of(name)
+			reserved[name] = reserved[name].Add(set)
 		}
 	}
 	for _, name := range sortedKeys(byName) {
@@ -445,8 +456,21 @@ func (v *view) roles() []*role {
 			}
 		}
 	}
+	for _, name := range sortedKeys(byName) {
+		own := byName[name].usage
+		allocated, offered, held := own.used.Quantities(), own.offered.Quantities(), reserved[name].Quantities()
+		consumed := held.Add(countedForQuota(own.used))
+		for above := name; above != ""; above = above[:max(0, strings.LastIndexByte(above, '/'))] {
+			r := byName[above]
+			r.allocated, r.offered = r.allocated.Add(allocated), r.offered.Add(offered)
+			r.reserved, r.consumed = r.reserved.Add(held), r.consumed.Add(consumed)
+		}
+	}
 	out := make([]*role, 0, len(byName))
 	for _, name := range sortedKeys(byName) {
+		if v.cfg.knownRole(name) != nil {
+			continue
+		}
 		slices.SortFunc(byName[name].frameworks, compareIDs)
 		out = append(out, byName[name])
 	}
