@@ -82,7 +82,7 @@ func TestWireAnExecutorsLife(t *testing.T) {
 	c := start(t, cluster.Options{})
 	inBothMedia(t, time.Minute, func(ctx context.Context, t *testing.T, media string) {
 		p := subscribe(ctx, t, c.Master, media, "wire-executor", nil)
-		name := "executor-" + strings.TrimPrefix(strings.TrimPrefix(media, "application/"), "x-")
+		name := "executor-" + mediaName(media)
 		e, o := runHeadless(ctx, t, c, p, name, func(o, info object) object {
 			task := taskOf(o, "first", "")
 			delete(task, "command")
@@ -157,7 +157,7 @@ func TestWireAGroupGoesToACustomExecutorWhole(t *testing.T) {
 	c := start(t, cluster.Options{})
 	inBothMedia(t, 30*time.Second, func(ctx context.Context, t *testing.T, media string) {
 		p := subscribe(ctx, t, c.Master, media, "wire-group", nil)
-		name := "group-" + strings.TrimPrefix(strings.TrimPrefix(media, "application/"), "x-")
+		name := "group-" + mediaName(media)
 		e, _ := runHeadless(ctx, t, c, p, name, func(o, info object) object {
 			return object{"type": "LAUNCH_GROUP", "launch_group": object{"executor": info, "task_group": object{"tasks": []any{taskOf(o, "one", "true"), taskOf(o, "two", "true")}}}}
 		})

@@ -55,7 +55,7 @@ func TestWireTasksFromOfferToTeardown(t *testing.T) {
 func TestWireOperationsWithFeedback(t *testing.T) {
 	c := start(t, cluster.Options{})
 	inBothMedia(t, time.Minute, func(ctx context.Context, t *testing.T, media string) {
-		role := "wire-volumes-" + strings.TrimPrefix(strings.TrimPrefix(media, "application/"), "x-")
+		role := "wire-volumes-" + mediaName(media)
 		p := subscribe(ctx, t, c.Master, media, role, nil)
 		finished := func(id string) object {
 			t.Helper()
