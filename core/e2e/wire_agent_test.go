@@ -57,7 +57,7 @@ func TestWireAgentReads(t *testing.T) {
 		if got := read("GET_VERSION", nil, "get_version", "version_info", "version"); got != "1.11.0" {
 			t.Errorf("version %v, want dotted numbers", got)
 		}
-		find(read("GET_METRICS", nil, "get_metrics", "metrics"), func(m any) bool { return dig(m, "name") == "slave/tasks_running" })
+		find(read("GET_METRICS", object{"get_metrics": object{}}, "get_metrics", "metrics"), func(m any) bool { return dig(m, "name") == "slave/tasks_running" })
 		a.call(http.StatusOK, object{"type": "SET_LOGGING_LEVEL", "set_logging_level": object{"level": 1, "duration": object{"nanoseconds": 1000000000}}})
 		if got := read("GET_LOGGING_LEVEL", nil, "get_logging_level", "level"); got != 1.0 {
 			t.Errorf("level %v after it was set to 1", got)
