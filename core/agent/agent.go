@@ -4,8 +4,9 @@
 // It promises that what it says and does survives its own death: whatever it acknowledges, reports or begins
 // is on disk first (checkpoint.go), and an agent that is killed at any point and started again on the same
 // work directory finds its tasks running, reports those that ended meanwhile with their true exit codes, and
-// repeats every status update until the scheduler has seen it (update.go). Command tasks need no executor
-// process: their life is told in command.go. Custom executors speak Mesos's executor API (executor.go).
+// repeats every status update until the scheduler has seen it (update.go). Command tasks and task groups need no
+// executor process: their life is told in command.go and group_executor.go. Custom executors speak Mesos's executor
+// API (executor.go).
 //
 // How a container is made, isolated and found again it leaves to its Containerizer; HTTP to the edge that
 // calls ExecutorSubscribe, ExecutorCall, OperatorCall and Legacy; what may run where to the master.
@@ -89,6 +90,9 @@ type Config struct {
 	CgroupRoot string
 	// KeepUser runs tasks as the agent's own user instead of the framework's or task's (--no-switch_user).
 	KeepUser bool
+	// Pause is the command line of a program of this machine that does nothing until it is killed, for the container
+	// around those of a task group. Without it groups for executors of type DEFAULT are refused.
+	Pause []string
 	// ExecutorEnvironment replaces what containers inherit of the agent's environment (PATH and locale).
 	ExecutorEnvironment map[string]string
 	// SandboxDirectory is where a container with its own root filesystem sees its sandbox. Default
@@ -133,6 +137,8 @@ type Deps struct {
 	// there is none.
 	Estimate func(ctx context.Context) (EstimateStream, error)
 	Correct  func(ctx context.Context) (CorrectStream, error)
+	// Approver says who may do what to which container; nil allows everything.
+	Approver Approver
 }
 
 // ErrShutdown is returned by Run when the master told the agent to shut down, or refuses it for good. A new
@@ -147,6 +153,8 @@ type Agent struct {
 	store *Store
 	ctzr  Containerizer
 	deps  Deps
+
+	attacher Attacher // the containerizer, if it is one
 
 	timers  *timers
 	started time.Time
@@ -164,6 +172,8 @@ type Agent struct {
 	drainSince    time.Time
 	frameworks    map[FrameworkID]*framework
 	containers    map[ContainerID]*executor
+	guests        map[string]*guest    // launched over the API, by id
+	guestRoots    map[ContainerID]bool // executors' containers that guests are in
 	completed     []*completedFramework
 	queue         []*executor // waiting for a launch slot
 	launching     int         // slots taken
@@ -215,8 +225,11 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 		info:       info,
 		frameworks: make(map[FrameworkID]*framework),
 		containers: make(map[ContainerID]*executor),
+		guests:     make(map[string]*guest),
+		guestRoots: make(map[ContainerID]bool),
 		failed:     make(chan struct{}),
 	}
+	a.attacher, _ = deps.Containerizer.(Attacher)
 	a.work, a.cancelWork = context.WithCancelCause(context.Background())
 	if err := a.recoverIdentity(); err != nil {
 		return nil, fmt.Errorf("recover agent: %w", err)
@@ -347,6 +360,11 @@ func (a *Agent) finishLaunches() {
 	for _, e := range a.containers {
 		if e.phase == phaseLaunching {
 			busy = append(busy, e)
+		}
+		for _, t := range e.tasks {
+			if x := t.executor; x != e && x.phase == phaseLaunching {
+				busy = append(busy, x)
+			}
 		}
 	}
 	a.mu.Unlock()

@@ -10,7 +10,7 @@ import (
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 )
 
-// Checks and health checks of command tasks. A health check that fails too often in a row ends the task; a check only
+// Checks and health checks of command tasks and of those in groups. A health check that fails too often in a row ends the task; a check only
 // reports what it found. Each has one timer while it waits, and a goroutine only while it runs (probe.go); the next
 // run is set when the one before is over, so that one that hangs harms itself alone.
 //
@@ -60,7 +60,7 @@ type checkGate struct {
 // tell.
 func checkersOf(t *task) []*checker {
 	var list []*checker
-	if !t.command() {
+	if !t.builtin() {
 		return nil // its executor's business
 	}
 	if h := t.info.GetHealthCheck(); h != nil {
@@ -293,7 +293,7 @@ func (t *task) lastStatus() *mesosv1.TaskStatus {
 // carryChecks puts into a new status what the last one says of the task's checks. A check without result is there with
 // its type and an empty value. How healthy a task was that has ended is left out, unless it was killed for that.
 func (t *task) carryChecks(s *mesosv1.TaskStatus) {
-	if !t.command() {
+	if !t.builtin() {
 		return
 	}
 	last := t.lastStatus()

@@ -30,7 +30,7 @@ var (
 
 var buckets = [][]byte{
 	bucketAgent, bucketFrameworks, bucketExecutors, bucketTasks, bucketProgress, bucketUpdates, bucketContainers,
-	bucketOperations,
+	bucketOperations, bucketGuests,
 }
 
 // lockTimeout is how long OpenStore waits for another agent to let go of the file. One that was killed lets go at

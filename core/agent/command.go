@@ -16,7 +16,8 @@ import (
 type containerTermination = containerv1.Termination
 
 // The built-in executor of command tasks: a task is a container, and its life is TASK_STARTING when the launch
-// begins, TASK_RUNNING when the process runs, and a terminal state when the container has ended.
+// begins, TASK_RUNNING when the process runs, and a terminal state when the container has ended. The tasks of a group
+// live so too, in containers nested in that of their executor (group_executor.go).
 
 // killGrace is the time between SIGTERM and SIGKILL when nobody asked for another.
 const killGrace = 3 * time.Second
@@ -86,7 +87,7 @@ func (a *Agent) killTask(m *clusterv1.KillTask) {
 			a.answer(f, id, state, mesosv1.TaskStatus_REASON_TASK_UNKNOWN, "the agent has no such task")
 		case terminal(t.state):
 			// The scheduler hears of it as soon as it acknowledges what it has.
-		case t.command():
+		case t.builtin():
 			a.kill(c, t, m.GetKillPolicy())
 		default:
 			a.killCustom(c, t, m.GetKillPolicy())
@@ -110,7 +111,7 @@ func (a *Agent) graceOf(t *task, policy *mesosv1.KillPolicy) time.Duration {
 	return max(grace, 0)
 }
 
-// kill begins to end a command task, or hastens an end that has begun.
+// kill begins to end a task that has a container, or hastens an end that has begun.
 func (a *Agent) kill(c *change, t *task, policy *mesosv1.KillPolicy) {
 	e := t.executor
 	grace := a.graceOf(t, policy)
@@ -199,27 +200,37 @@ func (a *Agent) ended(c *change, e *executor, end *containerTermination, err err
 	}
 	was := e.phase
 	e.phase = phaseTerminated
-	a.counters.executorsEnded++
+	if e.parent == nil {
+		a.counters.executorsEnded++
+	}
 	if was == phaseQueued {
 		a.queue = slices.DeleteFunc(a.queue, func(x *executor) bool { return x == e })
 	}
-	if e.command == nil {
+	switch {
+	case e.ofGroups():
+		a.groupsEnded(c, e, end, err)
+		return
+	case e.command == nil:
 		a.customEnded(c, e, end, err)
 		return
 	}
 	t := e.command
 	a.stopChecks(t)
 	if t.framework.terminating {
+		t.state = mesosv1.TaskState_TASK_KILLED
 		a.forgetTask(c, t) // nobody is left to acknowledge
 	} else {
-		a.update(c, t, outcome(t, was, end, err))
+		a.update(c, t, e.taskOutcome(was, end, err))
 	}
 	if was != phaseAccepted && was != phaseQueued {
 		c.then(func() { a.forget(e) })
 	}
+	if e.parent != nil {
+		a.memberEnded(c, t)
+	}
 }
 
-// outcome is the terminal status of a command task. What the containerizer decided (a limit was reached) wins
+// outcome is the terminal status of a task that has a container. What the containerizer decided (a limit was reached) wins
 // over the time limit, that over a kill, and that over the exit status.
 func outcome(t *task, was phase, end *containerTermination, err error) *mesosv1.TaskStatus {
 	s := &mesosv1.TaskStatus{Source: mesosv1.TaskStatus_SOURCE_EXECUTOR.Enum()}

@@ -29,17 +29,29 @@ func (a *Agent) containerOf(e *executor) *containerv1.Container {
 		Created:     timestamppb.Now(),
 	}
 	labels := e.info.GetLabels()
-	if t := e.command; t != nil {
+	switch t := e.command; {
+	case t != nil:
 		c.TaskId = string(t.id)
 		c.Command = t.info.GetCommand()
 		c.ContainerInfo = t.info.GetContainer()
 		labels = t.info.GetLabels()
-	} else {
+	case e.ofGroups():
+		c.Command = a.pause()
+		c.ContainerInfo = e.info.GetContainer()
+	default:
 		c.Command = e.info.GetCommand()
 		c.ContainerInfo = e.info.GetContainer()
 	}
-	c.Resources, c.Limits = e.resources()
-	c.Resources = a.placeVolumes(c.Resources)
+	terminalOf(c)
+	if p := e.parent; p != nil {
+		c.ParentId = string(p.container)
+		c.Cgroup = a.cfg.CgroupRoot + "/" + string(p.container) + "/" + e.container.own()
+		if e.sharesCgroup() {
+			c.Cgroup = a.cfg.CgroupRoot + "/" + string(p.container) + "/nested-" + e.container.own()
+		}
+	}
+	allowed := e.allowance()
+	c.Resources, c.Limits = a.placeVolumes(allowed.resources), allowed.limits
 	c.User = e.framework.user(c.GetCommand())
 	if a.cfg.KeepUser {
 		c.User = strconv.Itoa(os.Geteuid())
@@ -131,12 +143,15 @@ func (a *Agent) environment(e *executor, sandbox string) map[string]string {
 		}
 	}
 	endpoint := net.JoinHostPort(a.cfg.IP, strconv.Itoa(a.cfg.Port))
-	grace := a.cfg.ExecutorShutdownGracePeriod
-	if g := e.info.GetShutdownGracePeriod(); g != nil {
-		grace = time.Duration(g.GetNanoseconds())
+	grace := a.shutdownGrace(e)
+	if e.parent != nil {
+		grace = a.shutdownGrace(e.parent)
 	}
 	env["MESOS_FRAMEWORK_ID"] = string(e.framework.id)
 	env["MESOS_EXECUTOR_ID"] = string(e.id)
+	if p := e.parent; p != nil {
+		env["MESOS_CONTAINER_IP"] = a.addressOf(p)
+	}
 	env["MESOS_SLAVE_ID"] = a.info.GetId().GetValue()
 	env["MESOS_SLAVE_PID"] = "slave(1)@" + endpoint
 	env["MESOS_AGENT_ENDPOINT"] = endpoint
@@ -168,6 +183,26 @@ func (a *Agent) environment(e *executor, sandbox string) map[string]string {
 		}
 	}
 	return env
+}
+
+// shutdownGrace is how long an executor may take to end when it is told to.
+func (a *Agent) shutdownGrace(e *executor) time.Duration {
+	if g := e.info.GetShutdownGracePeriod(); g != nil {
+		return max(time.Duration(g.GetNanoseconds()), 0)
+	}
+	return a.cfg.ExecutorShutdownGracePeriod
+}
+
+// addressOf is the first address of a container's own network, or the agent's.
+func (a *Agent) addressOf(e *executor) string {
+	for _, n := range e.status.GetNetworkInfos() {
+		for _, x := range n.GetIpAddresses() {
+			if ip := x.GetIpAddress(); ip != "" {
+				return ip
+			}
+		}
+	}
+	return a.cfg.IP
 }
 
 // mesosDuration spells a duration as Mesos does: the largest unit that divides it, else a fraction of the

@@ -26,7 +26,7 @@ func (a *Agent) endFramework(c *change, f *framework) {
 		switch {
 		case terminal(t.state):
 			a.forgetTask(c, t)
-		case t.command():
+		case t.builtin():
 			a.kill(c, t, nil)
 		}
 	}
@@ -71,7 +71,7 @@ func (a *Agent) startDrain(config *mesosv1.DrainConfig) {
 			for _, t := range f.sortedTasks() {
 				switch {
 				case terminal(t.state):
-				case t.command():
+				case t.builtin():
 					a.kill(c, t, nil)
 				default:
 					a.killCustom(c, t, nil)

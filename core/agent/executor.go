@@ -34,7 +34,7 @@ func newExecutor(f *framework, id ExecutorID, info *mesosv1.ExecutorInfo) *execu
 	return &executor{framework: f, id: id, info: info, tasks: make(map[TaskID]*task)}
 }
 
-// checkpoint writes a custom executor down.
+// checkpoint writes an executor with tasks down.
 func (a *Agent) checkpoint(c *change, e *executor) {
 	r := executorRecord{info: e.info, container: e.container, generation: e.generation, launched: e.launched, shutdown: e.shutdown}
 	data, err := r.encode()
@@ -52,16 +52,7 @@ func (a *Agent) runCustom(c *change, t *task) {
 	e := f.executors[id]
 	switch {
 	case e == nil:
-		e = newExecutor(f, id, t.info.GetExecutor())
-		if e.info.GetFrameworkId() == nil {
-			e.info = e.info.CloneVT()
-			e.info.FrameworkId = &mesosv1.FrameworkID{Value: new(string(f.id))}
-		}
-		e.container, e.generation = ContainerID(uuid.NewString()), 1
-		e.directory = a.sandbox(e)
-		f.executors[id] = e
-		a.containers[e.container] = e
-		a.checkpoint(c, e)
+		e = a.addExecutor(c, f, t.info.GetExecutor())
 		a.place(t, e)
 		a.accept(c, t)
 		c.then(func() {
@@ -86,6 +77,21 @@ func (a *Agent) runCustom(c *change, t *task) {
 			a.deliver(e)
 		})
 	}
+}
+
+// addExecutor makes the executor that info describes and writes it down.
+func (a *Agent) addExecutor(c *change, f *framework, info *mesosv1.ExecutorInfo) *executor {
+	e := newExecutor(f, ExecutorID(info.GetExecutorId().GetValue()), info)
+	if e.info.GetFrameworkId() == nil {
+		e.info = e.info.CloneVT()
+		e.info.FrameworkId = &mesosv1.FrameworkID{Value: new(string(f.id))}
+	}
+	e.container, e.generation = ContainerID(uuid.NewString()), 1
+	e.directory = a.sandbox(e)
+	f.executors[e.id] = e
+	a.containers[e.container] = e
+	a.checkpoint(c, e)
+	return e
 }
 
 func (a *Agent) customLaunched(c *change, e *executor) {
@@ -148,13 +154,17 @@ func (a *Agent) deliver(e *executor) {
 func (a *Agent) resizeOnce(ctx context.Context, e *executor) bool {
 	a.mu.Lock()
 	e.resize = false
-	rs, limits := e.resources()
+	want := e.allowance()
 	waiting := e.waiting()
+	skip := e.ofGroups() && e.applied.equal(want)
 	a.mu.Unlock()
 
-	once, cancel := context.WithTimeout(ctx, resizeTimeout)
-	err := a.ctzr.Update(once, string(e.container), rs, limits)
-	cancel()
+	var err error
+	if !skip {
+		once, cancel := context.WithTimeout(ctx, resizeTimeout)
+		err = a.ctzr.Update(once, string(e.container), want.resources, want.limits)
+		cancel()
+	}
 
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -172,21 +182,53 @@ func (a *Agent) resizeOnce(ctx context.Context, e *executor) bool {
 		})
 	case err != nil:
 		a.log.Warn("container keeps resources of tasks that ended", "container", e.container, "error", err)
-	default:
+	case e.ofGroups():
+		e.applied = want
 		for _, t := range waiting {
-			if t.delivered || terminal(t.state) || e.stream == nil {
-				continue
-			}
-			t.delivered = e.stream.Send(&executorv1.Event{
-				Type:   executorv1.Event_LAUNCH.Enum(),
-				Launch: &executorv1.Event_Launch{Task: t.info},
-			})
+			a.enqueue(t.executor)
 		}
+	default:
+		e.handOver(waiting)
 	}
 	if !e.resize {
 		e.resizing = false
 	}
 	return e.resize
+}
+
+// handOver gives a custom executor those of its tasks that it does not have yet, those of a group together or not at
+// all. The caller holds the lock.
+func (e *executor) handOver(waiting []*task) {
+	for len(waiting) > 0 && e.stream != nil {
+		first := waiting[0]
+		n := 1
+		for first.group != 0 && n < len(waiting) && waiting[n].group == first.group {
+			n++
+		}
+		some := waiting[:n]
+		waiting = waiting[n:]
+		if slices.ContainsFunc(some, func(t *task) bool { return t.delivered || terminal(t.state) }) {
+			continue // meanwhile; a group is killed as a whole
+		}
+		event := &executorv1.Event{
+			Type:   executorv1.Event_LAUNCH.Enum(),
+			Launch: &executorv1.Event_Launch{Task: first.info},
+		}
+		if first.group != 0 {
+			group := &mesosv1.TaskGroupInfo{}
+			for _, t := range some {
+				group.Tasks = append(group.Tasks, t.info)
+			}
+			event = &executorv1.Event{
+				Type:        executorv1.Event_LAUNCH_GROUP.Enum(),
+				LaunchGroup: &executorv1.Event_LaunchGroup{TaskGroup: group},
+			}
+		}
+		sent := e.stream.Send(event)
+		for _, t := range some {
+			t.delivered = sent
+		}
+	}
 }
 
 // waiting returns the tasks that are on disk and that the executor does not have, oldest first.
@@ -211,7 +253,7 @@ func (a *Agent) lookup(call *executorv1.Call) (*executor, error) {
 		return nil, refuse(http.StatusBadRequest, "Framework cannot be found")
 	}
 	e := f.executors[ExecutorID(call.GetExecutorId().GetValue())]
-	if e == nil {
+	if e == nil || e.ofGroups() { // that one is the agent itself
 		return nil, refuse(http.StatusBadRequest, "Executor cannot be found")
 	}
 	return e, nil
@@ -261,8 +303,14 @@ func (a *Agent) ExecutorSubscribe(_ context.Context, call *executorv1.Call, s Ex
 	for _, t := range call.GetSubscribe().GetUnacknowledgedTasks() {
 		has[t.GetTaskId().GetValue()] = true
 	}
+	arrived := make(map[uint64]bool) // groups: of one that came, all came
 	for _, t := range e.tasks {
-		if t.delivered && t.state == mesosv1.TaskState_TASK_STAGING && !has[string(t.id)] {
+		if t.state != mesosv1.TaskState_TASK_STAGING || has[string(t.id)] {
+			arrived[t.group] = true
+		}
+	}
+	for _, t := range e.tasks {
+		if t.delivered && t.state == mesosv1.TaskState_TASK_STAGING && !has[string(t.id)] && (t.group == 0 || !arrived[t.group]) {
 			t.delivered = false
 		}
 	}
@@ -428,12 +476,15 @@ func (a *Agent) killCustom(c *change, t *task, policy *mesosv1.KillPolicy) {
 		c.then(func() { e.sendKill(t, policy) })
 		return
 	}
-	a.update(c, t, &mesosv1.TaskStatus{
-		State:   mesosv1.TaskState_TASK_KILLED.Enum(),
-		Reason:  mesosv1.TaskStatus_REASON_TASK_KILLED_DURING_LAUNCH.Enum(),
-		Message: new("the task was killed before its executor had it"),
-		Source:  mesosv1.TaskStatus_SOURCE_AGENT.Enum(),
-	})
+	for _, x := range t.members() { // a group is handed over as a whole, or not at all
+		x.draining = t.draining
+		a.update(c, x, &mesosv1.TaskStatus{
+			State:   mesosv1.TaskState_TASK_KILLED.Enum(),
+			Reason:  mesosv1.TaskStatus_REASON_TASK_KILLED_DURING_LAUNCH.Enum(),
+			Message: new("the task was killed before its executor had it"),
+			Source:  mesosv1.TaskStatus_SOURCE_AGENT.Enum(),
+		})
+	}
 	if e.phase < phaseRunning && !e.busy() {
 		a.stopExecutor(c, e)
 	}
@@ -442,6 +493,10 @@ func (a *Agent) killCustom(c *change, t *task, policy *mesosv1.KillPolicy) {
 // stopExecutor ends an executor by the means that its phase allows.
 func (a *Agent) stopExecutor(c *change, e *executor) {
 	e.shutdown = true
+	if e.ofGroups() {
+		a.shutDownGroups(c, e)
+		return
+	}
 	switch e.phase {
 	case phaseAccepted, phaseQueued:
 		a.ended(c, e, nil, errKilledBeforeLaunch)
@@ -465,11 +520,7 @@ func (a *Agent) shutDownExecutor(e *executor) {
 		a.destroy(e, nil)
 		return
 	}
-	grace := a.cfg.ExecutorShutdownGracePeriod
-	if g := e.info.GetShutdownGracePeriod(); g != nil {
-		grace = max(time.Duration(g.GetNanoseconds()), 0)
-	}
-	e.timer = a.timers.after(grace, func() {
+	e.timer = a.timers.after(a.shutdownGrace(e), func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		a.destroy(e, nil)
@@ -512,15 +563,7 @@ func (a *Agent) customEnded(c *change, e *executor, end *containerTermination, e
 		}
 		c.then(func() {
 			a.forget(e)
-			if a.master != nil {
-				a.master.send(&clusterv1.FromAgent{Message: &clusterv1.FromAgent_ExecutorExited{
-					ExecutorExited: &clusterv1.ExecutorExited{
-						FrameworkId: string(e.framework.id),
-						ExecutorId:  string(e.id),
-						Status:      status,
-					},
-				}})
-			}
+			a.sayExited(e, status)
 		})
 	}
 	a.forgetExecutor(c, e)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -49,8 +50,73 @@ func diskUsage(dir string) (float64, error) {
 }
 
 // collect removes sandboxes of no container that were last changed longer than age ago, and folders that this
-// leaves empty. Nothing outside of slaves/ is touched, and links are removed, not followed.
+// leaves empty. Nothing outside of slaves/ and containers/ is touched, and links are removed, not followed. Sandboxes of
+// nested containers go with those they lie in.
 func (a *Agent) collect(ctx context.Context, now time.Time, age time.Duration) (removed, failed int) {
+	removed, failed = a.collectRuns(ctx, now, age)
+	r, f := a.collectStandalone(ctx, now, age)
+	return removed + r, failed + f
+}
+
+// collectStandalone removes what is left of standalone containers that ended, and what is known of them.
+func (a *Agent) collectStandalone(ctx context.Context, now time.Time, age time.Duration) (removed, failed int) {
+	top := filepath.Join(a.cfg.WorkDir, "containers")
+	entries, err := os.ReadDir(top)
+	if err != nil {
+		return 0, 0 // there never was one
+	}
+	for _, entry := range entries {
+		info, err := entry.Info()
+		if err != nil || !info.IsDir() || now.Sub(info.ModTime()) < age {
+			continue
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		a.mu.Lock()
+		g := a.guests[entry.Name()]
+		a.mu.Unlock()
+		if g != nil && !g.over() {
+			continue
+		}
+		if g != nil {
+			err = a.removeGuest(ctx, g)
+		}
+		if err == nil {
+			err = a.removeStandalone(top, entry.Name())
+		}
+		if err != nil {
+			a.log.Warn("remove sandbox", "path", filepath.Join(top, entry.Name()), "error", err)
+			failed++
+			continue
+		}
+		removed++
+	}
+	return removed, failed
+}
+
+// removeStandalone removes the sandbox of a standalone container that is not known any more. It is moved away first, lest
+// a container that is given the id meanwhile loses its own.
+func (a *Agent) removeStandalone(top, id string) error {
+	const prefix = ".removed-" // no id begins with a dot
+	away := filepath.Join(top, id)
+	if !strings.HasPrefix(id, prefix) {
+		away = filepath.Join(top, prefix+id)
+		a.mu.Lock()
+		if a.guests[id] != nil {
+			a.mu.Unlock()
+			return nil
+		}
+		err := os.Rename(filepath.Join(top, id), away)
+		a.mu.Unlock()
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return os.RemoveAll(away)
+}
+
+func (a *Agent) collectRuns(ctx context.Context, now time.Time, age time.Duration) (removed, failed int) {
 	slaves := filepath.Join(a.cfg.WorkDir, "slaves")
 	runs, err := filepath.Glob(filepath.Join(slaves, "*", "frameworks", "*", "executors", "*", "runs"))
 	if err != nil {

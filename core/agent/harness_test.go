@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -34,7 +35,8 @@ type host struct {
 	launches   func(ctx context.Context, c *containerv1.Container) error
 	peak       int // most launches at once
 	busy       int
-	updates    []float64 // cpus of each Update
+	updates    []float64   // cpus of each Update
+	allowed    []allowance // all of each Update
 	failUpdate error
 	measured   int // calls of Usage
 }
@@ -55,7 +57,17 @@ func newHost() *host {
 func (h *host) end(id string, status int32) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.endInside(id)
 	h.procs[id].end(status, nil)
+}
+
+// endInside ends what is nested in a container, the innermost first. The caller holds the lock.
+func (h *host) endInside(id string) {
+	for _, other := range slices.Backward(slices.Sorted(maps.Keys(h.procs))) {
+		if strings.HasPrefix(other, id+".") {
+			h.procs[other].end(int32(syscall.SIGKILL), nil)
+		}
+	}
 }
 
 func (p *process) end(status int32, why *containerv1.Termination) {
@@ -100,8 +112,27 @@ func (x *containers) Launch(ctx context.Context, c *containerv1.Container) (int3
 	if err := ctx.Err(); err != nil {
 		return 0, errors.Join(err, x.store.DeleteContainer(context.WithoutCancel(ctx), c.GetId()))
 	}
+	if c.GetClass() != containerv1.Container_DEBUG && (c.GetParentId() != "" || c.GetCommand().GetValue() == "pause") {
+		if err := os.MkdirAll(c.GetSandbox(), 0o755); err != nil {
+			return 0, err
+		}
+	}
 	p := &process{ended: make(chan struct{})}
 	x.mu.Lock()
+	if parent := c.GetParentId(); parent != "" {
+		over := true
+		if around := x.procs[parent]; around != nil {
+			select {
+			case <-around.ended:
+			default:
+				over = false
+			}
+		}
+		if over {
+			x.mu.Unlock()
+			return 0, errors.Join(fmt.Errorf("parent %s is not running", parent), x.store.DeleteContainer(context.WithoutCancel(ctx), c.GetId()))
+		}
+	}
 	if old := x.procs[c.GetId()]; old != nil {
 		select {
 		case <-old.ended:
@@ -174,6 +205,7 @@ func (x *containers) Signal(_ context.Context, id string, sig int) error {
 	defer x.mu.Unlock()
 	p.signals = append(p.signals, sig)
 	if !p.stubborn || sig == int(syscall.SIGKILL) {
+		x.endInside(id)
 		p.end(int32(sig), nil)
 	}
 	return nil
@@ -186,17 +218,19 @@ func (x *containers) Destroy(_ context.Context, id string, why *containerv1.Term
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.endInside(id)
 	p.end(int32(syscall.SIGKILL), why)
 	return nil
 }
 
-func (x *containers) Update(_ context.Context, id string, rs []*mesosv1.Resource, _ map[string]float64) error {
+func (x *containers) Update(_ context.Context, id string, rs []*mesosv1.Resource, limits map[string]float64) error {
 	if _, err := x.find(id); err != nil {
 		return err
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.updates = append(x.updates, resources.New(rs...).Scalar("cpus"))
+	x.allowed = append(x.allowed, allowance{rs, limits})
 	return x.failUpdate
 }
 
@@ -279,6 +313,7 @@ func newWorld(t *testing.T) *world {
 		Hostname:  "here",
 		Resources: "cpus:4;mem:4096;disk:1000;ports:[31000-32000]",
 		KeepUser:  true,
+		Pause:     []string{"pause"},
 	}
 	t.Cleanup(func() {
 		if w.agent != nil {
@@ -501,7 +536,12 @@ func (w *world) container(task string) string {
 	if len(us) == 0 {
 		w.t.Fatalf("no updates of %s", task)
 	}
-	return us[0].GetStatus().GetContainerStatus().GetContainerId().GetValue()
+	id := us[0].GetStatus().GetContainerStatus().GetContainerId()
+	name := id.GetValue()
+	for id = id.GetParent(); id != nil; id = id.GetParent() {
+		name = id.GetValue() + "." + name
+	}
+	return name
 }
 
 // records counts what the store holds, by bucket, empty ones left out. Lazy writes are written before.

@@ -21,16 +21,16 @@ import (
 // The older JSON endpoints, in the form that tools written for Mesos read.
 
 // Legacy returns the body of /state, /flags, /containers, /monitor/statistics or /metrics/snapshot.
-func (a *Agent) Legacy(ctx context.Context, _, endpoint string, query url.Values) ([]byte, error) {
+func (a *Agent) Legacy(ctx context.Context, principal, endpoint string, query url.Values) ([]byte, error) {
 	switch endpoint {
 	case "/state":
 		return a.legacyState(), nil
 	case "/flags":
 		return closed(appendFlags([]byte{'{'}, a.cfg.flags())), nil
 	case "/containers":
-		return a.legacyContainers(ctx, query)
+		return a.legacyContainers(ctx, principal, query)
 	case "/monitor/statistics":
-		return a.legacyStatistics(ctx), nil
+		return a.legacyStatistics(ctx, principal)
 	case "/metrics/snapshot":
 		if t := query.Get("timeout"); t != "" && !durationText(t) {
 			return nil, refuse(http.StatusBadRequest, "Invalid timeout '%s'", t)
@@ -384,29 +384,46 @@ func appendStatus(b []byte, s *mesosv1.TaskStatus) []byte {
 
 // appendContainer leaves the object open.
 func appendContainer(b []byte, v containerView) []byte {
-	b = text(append(b, '{'), "framework_id", string(v.framework))
+	b = append(b, '{')
+	if v.executor == nil {
+		return b
+	}
+	b = text(b, "framework_id", string(v.framework))
 	b = text(b, "executor_id", v.executor.GetExecutorId().GetValue())
 	b = text(b, "executor_name", v.executor.GetName())
 	return text(b, "source", v.executor.GetSource())
 }
 
-func (a *Agent) legacyContainers(ctx context.Context, query url.Values) ([]byte, error) {
+func (a *Agent) legacyContainers(ctx context.Context, principal string, query url.Values) ([]byte, error) {
 	container, framework, executor := query.Get("container_id"), query.Get("framework_id"), query.Get("executor_id")
 	if executor != "" && framework == "" || container != "" && framework+executor != "" {
 		return nil, refuse(http.StatusBadRequest, "Expecting 'container_id', or 'framework_id' with or without 'executor_id'")
 	}
-	vs, usage := a.views(ctx)
+	show := map[string]bool{"show_nested": false, "show_standalone": false}
+	for name := range show {
+		if v := query.Get(name); v != "" {
+			on, err := strconv.ParseBool(v)
+			if err != nil {
+				return nil, refuse(http.StatusBadRequest, "Failed to parse '%s': got '%s', want true or false", name, v)
+			}
+			show[name] = on
+		}
+	}
+	vs, usage, err := a.views(ctx, principal, show["show_nested"], show["show_standalone"])
+	if err != nil {
+		return nil, err
+	}
 	b := []byte{'['}
 	for _, v := range vs {
-		if container != "" && string(v.container) != container || framework != "" && string(v.framework) != framework ||
+		if container != "" && v.path.own() != container || framework != "" && string(v.framework) != framework ||
 			executor != "" && v.executor.GetExecutorId().GetValue() != executor {
 			continue
 		}
-		b = text(appendContainer(b, v), "container_id", string(v.container))
+		b = text(appendContainer(b, v), "container_id", v.path.own())
 		if v.status != nil {
 			b = message(b, "status", v.status)
 		}
-		if s := usage[string(v.container)]; s != nil {
+		if s := usage[v.path.id()]; s != nil {
 			b = message(b, "statistics", s)
 		}
 		b = append(closed(b), ',')
@@ -414,15 +431,18 @@ func (a *Agent) legacyContainers(ctx context.Context, query url.Values) ([]byte,
 	return closedList(b), nil
 }
 
-func (a *Agent) legacyStatistics(ctx context.Context) []byte {
-	vs, usage := a.views(ctx)
+func (a *Agent) legacyStatistics(ctx context.Context, principal string) ([]byte, error) {
+	vs, usage, err := a.views(ctx, principal, false, false)
+	if err != nil {
+		return nil, err
+	}
 	b := []byte{'['}
 	for _, v := range vs {
-		if s := usage[string(v.container)]; s != nil {
+		if s := usage[v.path.id()]; s != nil {
 			b = append(closed(message(appendContainer(b, v), "statistics", s)), ',')
 		}
 	}
-	return closedList(b)
+	return closedList(b), nil
 }
 
 // durationText tells whether s is a duration in Mesos's spelling.

@@ -19,7 +19,7 @@ import (
 //	            "resources" what operations made of the configured resources (operation.go)
 //	operations  uuid -> Operation, until the master has acknowledged its end
 //	frameworks  FID -> FrameworkInfo
-//	executors   FID 0 EID -> executorRecord (custom executors)
+//	executors   FID 0 EID -> executorRecord (custom executors and those of task groups)
 //	tasks       FID 0 TID -> TaskInfo (written once)
 //	progress    FID 0 TID -> progress (small, rewritten)
 //	updates     FID 0 TID 0 sequence (8 bytes) -> updateRecord
@@ -65,13 +65,15 @@ type progress struct {
 	started    time.Time // TASK_STARTING was made; zero before
 	kill       time.Time // a kill was begun; zero otherwise
 	grace      time.Duration
-	expired    bool      // killed by max_completion_time
-	draining   bool      // killed by a drain
-	order      uint64    // of arrival
-	checking   time.Time // its checks began to count; zero before, and without any
-	failures   uint64    // of its health check, in a row
-	passed     bool      // its health check did once
-	unhealthy  bool      // killed by its health check
+	expired    bool       // killed by max_completion_time
+	draining   bool       // killed by a drain
+	order      uint64     // of arrival
+	checking   time.Time  // its checks began to count; zero before, and without any
+	failures   uint64     // of its health check, in a row
+	passed     bool       // its health check did once
+	unhealthy  bool       // killed by its health check
+	executor   ExecutorID // of a task that came in a group; "" for others, which name it themselves
+	group      uint64     // tasks of one executor with the same number came together; 0: alone
 }
 
 func (p *progress) encode() []byte {
@@ -89,6 +91,10 @@ func (p *progress) encode() []byte {
 	}
 	b = appendFlag(b, 11, p.passed)
 	b = appendFlag(b, 12, p.unhealthy)
+	if p.executor != "" {
+		b = appendText(b, 13, string(p.executor))
+		b = appendUint(b, 14, p.group)
+	}
 	return b
 }
 
@@ -120,13 +126,17 @@ func decodeProgress(b []byte) (progress, error) {
 			p.passed = v != 0
 		case 12:
 			p.unhealthy = v != 0
+		case 13:
+			p.executor = ExecutorID(data)
+		case 14:
+			p.group = v
 		}
 		return nil
 	})
 	return p, err
 }
 
-// executorRecord is what is kept of a custom executor.
+// executorRecord is what is kept of an executor with tasks.
 type executorRecord struct {
 	info       *mesosv1.ExecutorInfo
 	container  ContainerID

@@ -106,7 +106,17 @@ func (a *Agent) recover(ctx context.Context) error {
 		if e.command == nil || !terminal(e.command.state) {
 			known = append(known, string(id))
 		}
+		for _, t := range e.tasks {
+			if x := t.executor; x != e && !terminal(t.state) {
+				known = append(known, string(x.container))
+			}
+		}
 	}
+	guests, err := a.loadGuests()
+	if err != nil {
+		return err
+	}
+	known = append(known, guests...)
 	slices.Sort(known)
 	a.mu.Unlock()
 	found, err := a.ctzr.Recover(ctx, known)
@@ -129,15 +139,21 @@ func (a *Agent) recover(ctx context.Context) error {
 			}
 		}
 		for _, e := range f.sortedExecutors() {
-			if a.recoverCustom(&c, e, checkpoints[e.container]) {
+			if e.ofGroups() {
+				a.recoverGroups(&c, e, checkpoints)
+			} else if a.recoverCustom(&c, e, checkpoints[e.container]) {
 				waiting++
 			}
 		}
 		a.forgetFramework(&c, f)
 	}
+	a.recoverGuests(&c, checkpoints)
 	for id, cp := range checkpoints {
 		// What the store does not know any more has nobody to report to. Standalone containers have none
 		// by design.
+		if cp.GetContainer().GetParentId() != "" {
+			continue // known are only those whose tasks go on, or whose end is being told
+		}
 		if e := a.containers[id]; (e == nil || e.phase == phaseTerminated) && !cp.GetContainer().GetStandalone() {
 			c.then(func() { a.forget(&executor{container: id}) })
 		}
@@ -242,7 +258,7 @@ func (a *Agent) load() error {
 		t.sequence = binary.BigEndian.Uint64(key[len(key)-8:])
 		t.updates = append(t.updates, &update{sequence: t.sequence, status: s, durable: true, acknowledged: acknowledged})
 		t.state = s.GetState()
-		if s.GetContainerStatus() != nil && t.command() {
+		if s.GetContainerStatus() != nil && t.builtin() {
 			t.executor.status = s.GetContainerStatus()
 		}
 		return nil
@@ -252,6 +268,18 @@ func (a *Agent) load() error {
 // replace gives a recovered task its executor again.
 func (a *Agent) replace(t *task) {
 	f := t.framework
+	if name := t.progress.executor; name != "" {
+		if e := f.executors[name]; e != nil && e.holds(t.progress.container) {
+			t.executor = e
+			if e.ofGroups() {
+				t.executor = newNested(e, t)
+				t.executor.directory = a.sandbox(t.executor)
+			}
+			e.tasks[t.id] = t
+			f.tasks[t.id] = t
+			return
+		}
+	}
 	if x := t.info.GetExecutor(); x != nil {
 		if e := f.executors[ExecutorID(x.GetExecutorId().GetValue())]; e != nil && e.container == t.progress.container {
 			t.executor = e
@@ -277,7 +305,7 @@ func (a *Agent) replace(t *task) {
 // agent's own life, and they may rely on ending with it.
 var errNotCheckpointed = errors.New("the agent was restarted, and the framework does not checkpoint")
 
-// recoverCommand goes on with a command task.
+// recoverCommand goes on with a command task, or one of a group.
 func (a *Agent) recoverCommand(c *change, t *task, cp *containerv1.Checkpoint) {
 	e := t.executor
 	switch {
@@ -289,6 +317,12 @@ func (a *Agent) recoverCommand(c *change, t *task, cp *containerv1.Checkpoint) {
 			e.phase = phaseAccepted
 			a.ended(c, e, nil, errKilledBeforeLaunch)
 			return
+		}
+		if e.parent != nil {
+			e.generation++
+			t.generation = e.generation
+			c.progress(t)
+			return // its executor has it launched
 		}
 		if !t.framework.info.GetCheckpoint() {
 			a.update(c, t, a.restarted(t.framework))
@@ -302,6 +336,7 @@ func (a *Agent) recoverCommand(c *change, t *task, cp *containerv1.Checkpoint) {
 	default:
 		e.phase = phaseRunning
 		e.pid = cp.GetPid()
+		t.delivered = true
 		ended := cp.GetPhase() == containerv1.Checkpoint_ENDED
 		told := t.state == mesosv1.TaskState_TASK_RUNNING || t.state == mesosv1.TaskState_TASK_KILLING
 		if !ended && !told {
@@ -311,7 +346,7 @@ func (a *Agent) recoverCommand(c *change, t *task, cp *containerv1.Checkpoint) {
 			}
 			c.then(func() { a.spawn(func(ctx context.Context) { a.sayRunning(ctx, t) }) })
 		}
-		if !ended && !t.framework.info.GetCheckpoint() {
+		if !ended && !t.framework.info.GetCheckpoint() && e.parent == nil {
 			a.abandon(c, e)
 		}
 		if !ended {

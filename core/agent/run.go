@@ -124,8 +124,8 @@ func (a *Agent) place(t *task, e *executor) {
 	a.arrivals++
 	t.order = a.arrivals
 	t.framework.tasks[t.id] = t
-	if e.command == nil {
-		e.tasks[t.id] = t
+	if !t.command() {
+		t.owner().tasks[t.id] = t
 	}
 }
 
@@ -175,6 +175,7 @@ func (a *Agent) launch(e *executor) {
 	var c change
 	e.phase = phaseLaunching
 	if t := e.command; t != nil {
+		t.delivered = true
 		t.started = time.Now()
 		c.progress(t)
 		if t.state == mesosv1.TaskState_TASK_STAGING { // else an agent before us said so
@@ -199,6 +200,7 @@ func (a *Agent) launch(e *executor) {
 		}
 	})
 	container := a.containerOf(e)
+	e.applied = e.allowance()
 	ctx, cancel := context.WithTimeout(a.work, launchTimeout)
 	e.cancelLaunch = cancel
 	e.launchDone = make(chan struct{})
@@ -207,7 +209,7 @@ func (a *Agent) launch(e *executor) {
 		defer cancel()
 		var pid int32
 		var status *mesosv1.ContainerStatus
-		err := a.makeRunsDir(e)
+		err := a.makeFolders(e)
 		if err == nil {
 			pid, err = a.ctzr.Launch(ctx, container)
 		}
@@ -240,10 +242,13 @@ func (a *Agent) launched(c *change, e *executor, pid int32, status *mesosv1.Cont
 		return
 	}
 	e.pid, e.status = pid, status
-	if e.command == nil {
-		a.customLaunched(c, e)
-	} else {
+	switch {
+	case e.command != nil:
 		a.commandLaunched(c, e)
+	case e.ofGroups():
+		a.groupsLaunched(c, e)
+	default:
+		a.customLaunched(c, e)
 	}
 	a.await(e)
 }
@@ -260,7 +265,14 @@ func (a *Agent) await(e *executor) {
 		} else if end == nil {
 			err = fmt.Errorf("wait for container %s: no result", e.container)
 		}
-		a.decide(func(c *change) { a.ended(c, e, end, err) })
+		var above *containerTermination
+		if e.parent != nil && unexplained(end) {
+			above = a.endOf(ctx, e.parent)
+		}
+		a.decide(func(c *change) {
+			e.above = above
+			a.ended(c, e, end, err)
+		})
 	})
 }
 
@@ -277,9 +289,7 @@ func (a *Agent) statusOf(ctx context.Context, e *executor) *mesosv1.ContainerSta
 		}
 		return nil
 	}
-	if s.ContainerId == nil {
-		s.ContainerId = &mesosv1.ContainerID{Value: new(string(e.container))}
-	}
+	s.ContainerId = e.container.mesos()
 	return s
 }
 

@@ -18,7 +18,7 @@ import (
 type framework struct {
 	id        FrameworkID
 	info      *mesosv1.FrameworkInfo
-	executors map[ExecutorID]*executor // custom ones only
+	executors map[ExecutorID]*executor // those with tasks: custom ones and those of task groups
 	tasks     map[TaskID]*task         // until their terminal update is acknowledged
 	completed []completedExecutor
 	// terminating: it was shut down; nobody waits for updates.
@@ -38,13 +38,14 @@ const (
 	phaseTerminated
 )
 
-// executor is one container: that of a custom executor with its tasks, or that of a command task, for which
-// the agent itself is the executor.
+// executor is one container: that of a custom executor with its tasks; that of a task group's executor, which only
+// holds together those of its tasks; or that of one task, for which the agent itself is the executor.
 type executor struct {
 	framework  *framework
 	id         ExecutorID
-	command    *task                 // the task, if it is a command task
-	info       *mesosv1.ExecutorInfo // custom only
+	command    *task                 // the task, if it is the container of one
+	parent     *executor             // the one that it is nested in, if it is that of a task of a group
+	info       *mesosv1.ExecutorInfo // of executors with tasks
 	container  ContainerID
 	generation uint64
 	phase      phase
@@ -56,7 +57,7 @@ type executor struct {
 	cancelLaunch context.CancelFunc
 	destroying   bool
 
-	// Custom executors only.
+	// Executors with tasks only.
 	tasks    map[TaskID]*task
 	stream   ExecutorStream // nil while not subscribed
 	launched bool           // was started once
@@ -65,6 +66,14 @@ type executor struct {
 	timer    *timer         // for registration, then for shutdown
 	resizing bool           // an Update of its container is under way
 	resize   bool           // another one is wanted
+
+	// Executors of task groups only (group_executor.go).
+	applied *allowance            // what its container may use
+	over    bool                  // it and all in it have ended
+	idle    bool                  // it is ended because it has nothing left to do
+	end     *containerTermination // how its container ended
+	endErr  error                 // or why that is not known
+	above   *containerTermination // nested ones: how the container around ended, if it was asked for
 }
 
 // task is one task, from its acceptance until its terminal update is acknowledged.
@@ -77,20 +86,36 @@ type task struct {
 	state     mesosv1.TaskState // newest, which the scheduler may not know yet
 	updates   []*update         // acknowledged ones kept for reference, then those that wait
 	sequence  uint64            // of the last update
-	stored    bool              // custom: on disk
-	delivered bool              // custom: LAUNCH was sent
+	stored    bool              // in an executor with tasks: on disk
+	delivered bool              // in an executor with tasks: handed to it
 	settling  bool              // an acknowledgement is being written down; the next update waits for that
 	retry     *timer
 	backoff   time.Duration
+	sent      time.Time // the head, to the master
 	killTimer *timer
 	maxTimer  *timer
 	checkers  []*checker // while it runs
 }
 
-func (t *task) command() bool { return t.executor.command != nil }
+// command tells whether it is a task with a container of its own that no other task is in.
+func (t *task) command() bool { return t.builtin() && t.executor.parent == nil }
+
+// builtin tells whether the agent itself is its executor: of command tasks and of those in task groups.
+func (t *task) builtin() bool { return t.executor.command != nil }
+
+// owner is the executor that the task was launched in; that of a command task is its own.
+func (t *task) owner() *executor {
+	if p := t.executor.parent; p != nil {
+		return p
+	}
+	return t.executor
+}
 
 // executorID is what updates say; command tasks are their own executors.
 func (t *task) executorID() string {
+	if t.progress.executor != "" {
+		return string(t.progress.executor)
+	}
 	if x := t.info.GetExecutor(); x != nil {
 		return x.GetExecutorId().GetValue()
 	}
@@ -184,14 +209,14 @@ func (a *Agent) forgetTask(c *change, t *task) {
 	if t.command() {
 		delete(a.containers, t.executor.container)
 	} else {
-		delete(t.executor.tasks, t.id)
-		a.forgetExecutor(c, t.executor)
+		delete(t.owner().tasks, t.id)
+		a.forgetExecutor(c, t.owner())
 	}
 	a.forgetFramework(c, f)
 	a.finishDrain(c)
 }
 
-// forgetExecutor drops a custom executor when it has ended and nothing of its tasks is owed.
+// forgetExecutor drops an executor with tasks when it has ended and nothing of its tasks is owed.
 func (a *Agent) forgetExecutor(c *change, e *executor) {
 	if e.phase != phaseTerminated || len(e.tasks) > 0 {
 		return
@@ -239,7 +264,7 @@ type completedExecutor struct {
 
 // remember keeps a task that is done, for the views.
 func (f *framework) remember(t *task) {
-	e := t.executor
+	e := t.owner()
 	i := slices.IndexFunc(f.completed, func(x completedExecutor) bool { return x.container == e.container })
 	if i < 0 {
 		f.completed = append(f.completed, completedExecutor{info: e.describe(), container: e.container, directory: e.directory})
@@ -314,6 +339,9 @@ func (t *task) describe() *mesosv1.Task {
 		User:        new(t.framework.user(t.info.GetCommand())),
 	}
 	x.ExecutorId = t.info.GetExecutor().GetExecutorId() // none for a command task
+	if t.progress.executor != "" {
+		x.ExecutorId = &mesosv1.ExecutorID{Value: new(t.executorID())}
+	}
 	for _, u := range t.updates {
 		x.Statuses = append(x.Statuses, u.status)
 		x.StatusUpdateState, x.StatusUpdateUuid = u.status.State, u.status.Uuid

@@ -21,6 +21,10 @@ const (
 	updateRetryMax = 10 * time.Minute
 )
 
+// endNotice is how long after an update was sent it is repeated for the sake of an end behind it: a scheduler that is
+// there acknowledges in milliseconds.
+const endNotice = time.Second
+
 // historyKept is how many acknowledged updates of a task are kept. The last one tells a new master about the
 // container's addresses; the uuids of the others recognise what an executor repeats.
 const historyKept = 8
@@ -80,23 +84,45 @@ func (a *Agent) update(c *change, t *task, s *mesosv1.TaskStatus) bool {
 	}
 	c.then(func() {
 		u.durable = true
-		if t.head() == u {
+		switch {
+		case t.head() == u:
 			a.send(t)
+		case terminal(u.status.GetState()):
+			a.hasten(t)
 		}
 	})
 	return true
 }
 
+// hasten repeats the head soon, since what is queued behind it is the end: with the head the master learns of that, and
+// a framework that is away would else keep it waiting for all of the backoff. An acknowledgement that is merely on its
+// way is given its time. The caller holds the lock.
+func (a *Agent) hasten(t *task) {
+	u := t.head()
+	if u == nil || t.settling || a.master == nil {
+		return // what comes in between sends it
+	}
+	a.timers.stop(t.retry)
+	t.retry = a.timers.after(max(0, time.Until(t.sent.Add(endNotice))), func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if t.head() == u {
+			t.backoff = 0
+			a.send(t)
+		}
+	})
+}
+
 // containerStatus is what an update says about the container: the executor's word, over the containerizer's,
 // over the bare id.
 func containerStatus(e *executor, said *mesosv1.ContainerStatus) *mesosv1.ContainerStatus {
-	if said == nil && e.status != nil {
+	if said == nil && e.status != nil && e.parent == nil {
 		return e.status
 	}
 	if said == nil {
 		said = &mesosv1.ContainerStatus{}
 	}
-	said.ContainerId = &mesosv1.ContainerID{Value: new(string(e.container))}
+	said.ContainerId = e.container.mesos()
 	if known := e.status; known != nil {
 		if len(said.NetworkInfos) == 0 {
 			said.NetworkInfos = known.NetworkInfos
@@ -107,6 +133,9 @@ func containerStatus(e *executor, said *mesosv1.ContainerStatus) *mesosv1.Contai
 		if said.ExecutorPid == nil {
 			said.ExecutorPid = known.ExecutorPid
 		}
+	}
+	if p := e.parent; p != nil && len(said.NetworkInfos) == 0 {
+		said.NetworkInfos = p.status.GetNetworkInfos() // whose network it is in
 	}
 	return said
 }
@@ -145,6 +174,7 @@ func (a *Agent) send(t *task) {
 		LatestState:    t.state.String(),
 		TerminalLatest: terminal(t.state),
 	}}})
+	t.sent = time.Now()
 	a.timers.stop(t.retry)
 	if t.backoff == 0 {
 		t.backoff = updateRetryMin

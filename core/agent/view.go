@@ -21,7 +21,7 @@ import (
 // OperatorCall answers a call of the agent's operator API that needs no stream and no files.
 //
 // Errors have a method HTTPStatus: 404 for containers that are not here, 501 for calls this agent does not know.
-func (a *Agent) OperatorCall(ctx context.Context, _ string, call *agentv1.Call) (*agentv1.Response, error) {
+func (a *Agent) OperatorCall(ctx context.Context, principal string, call *agentv1.Call) (*agentv1.Response, error) {
 	switch call.GetType() {
 	case agentv1.Call_GET_HEALTH:
 		return &agentv1.Response{
@@ -63,10 +63,11 @@ func (a *Agent) OperatorCall(ctx context.Context, _ string, call *agentv1.Call) 
 			GetFrameworks: a.getFrameworks(),
 		}}, nil
 	case agentv1.Call_GET_CONTAINERS:
-		return &agentv1.Response{
-			Type:          agentv1.Response_GET_CONTAINERS.Enum(),
-			GetContainers: a.getContainers(ctx),
-		}, nil
+		r, err := a.getContainers(ctx, principal, call.GetGetContainers())
+		if err != nil {
+			return nil, err
+		}
+		return &agentv1.Response{Type: agentv1.Response_GET_CONTAINERS.Enum(), GetContainers: r}, nil
 	case agentv1.Call_GET_FRAMEWORKS:
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -99,21 +100,8 @@ func (a *Agent) OperatorCall(ctx context.Context, _ string, call *agentv1.Call) 
 			r.EstimatedDrainStartTime = &mesosv1.TimeInfo{Nanoseconds: new(a.drainSince.UnixNano())}
 		}
 		return &agentv1.Response{Type: agentv1.Response_GET_AGENT.Enum(), GetAgent: r}, nil
-	case agentv1.Call_WAIT_CONTAINER:
-		r, err := a.waitContainer(ctx, call.GetWaitContainer().GetContainerId())
-		if err != nil {
-			return nil, err
-		}
-		return &agentv1.Response{Type: agentv1.Response_WAIT_CONTAINER.Enum(), WaitContainer: r}, nil
-	case agentv1.Call_KILL_CONTAINER:
-		k := call.GetKillContainer()
-		signal := 9
-		if k.Signal != nil {
-			signal = int(k.GetSignal())
-		}
-		return nil, a.killContainer(ctx, k.GetContainerId(), signal)
 	default:
-		return nil, refuse(http.StatusNotImplemented, "This agent does not implement %v calls", call.GetType())
+		return a.containerCall(ctx, principal, call)
 	}
 }
 
@@ -206,46 +194,90 @@ func (a *Agent) getFrameworks() *agentv1.Response_GetFrameworks {
 // containerView is what the views show of one container.
 type containerView struct {
 	framework FrameworkID
-	executor  *mesosv1.ExecutorInfo
-	container ContainerID
+	executor  *mesosv1.ExecutorInfo // nil for standalone containers and those in them
+	path      containerPath
+	user      string
 	status    *mesosv1.ContainerStatus
 }
 
-// views returns the running containers, by id, and what they use. Status is what the last update said: asking again
-// for a thousand containers would take longer than a reader waits.
-func (a *Agent) views(ctx context.Context) ([]containerView, map[string]*mesosv1.ResourceStatistics) {
+// views returns the running containers, by id, and what they use; of nested ones and standalone ones those that are
+// wanted, and only what the principal may see. Status is what the last update said: asking again for a thousand
+// containers would take longer than a reader waits.
+//
+// Errors: nobody can tell what the principal may see.
+func (a *Agent) views(ctx context.Context, principal string, nested, standalone bool) ([]containerView, map[string]*mesosv1.ResourceStatistics, error) {
 	a.mu.Lock()
-	var vs []containerView
-	var ids []string
+	var all []containerView
 	for _, e := range a.containers {
 		if !e.running() {
 			continue
 		}
-		vs = append(vs, containerView{e.framework.id, e.describe(), e.container, containerStatus(e, nil)})
-		ids = append(ids, string(e.container))
+		root := containerView{
+			framework: e.framework.id, executor: e.describe(), path: pathOfID(string(e.container)),
+			user: a.executorUser(e), status: containerStatus(e, nil),
+		}
+		all = append(all, root)
+		for _, t := range e.tasks {
+			if x := t.executor; x.parent == e && x.running() {
+				v := root
+				v.path, v.status = pathOfID(string(x.container)), containerStatus(x, nil)
+				all = append(all, v)
+			}
+		}
+	}
+	for _, g := range a.guests {
+		if !g.running() {
+			continue
+		}
+		v := containerView{path: g.path, user: g.spec.GetUser(), status: g.status}
+		if e := a.containers[g.root()]; e != nil {
+			v.framework, v.executor, v.user = e.framework.id, e.describe(), a.executorUser(e)
+		}
+		all = append(all, v)
 	}
 	a.mu.Unlock()
-	slices.SortFunc(vs, func(x, y containerView) int { return cmp.Compare(x.container, y.container) })
-	if len(ids) == 0 {
-		return nil, nil
+	slices.SortFunc(all, func(x, y containerView) int { return slices.Compare(x.path, y.path) })
+	var ids []string // of all: the next reader may want others
+	var vs []containerView
+	for _, v := range all {
+		ids = append(ids, v.path.id())
+		if v.path.nested() && !nested || v.executor == nil && !standalone {
+			continue
+		}
+		ok, err := a.visible(ctx, principal, v)
+		if err != nil {
+			return nil, nil, err
+		}
+		if ok {
+			vs = append(vs, v)
+		}
 	}
-	return vs, a.usage.get(ctx, a, ids)
+	if len(vs) == 0 {
+		return nil, nil, nil
+	}
+	return vs, a.usage.get(ctx, a, ids), nil
 }
 
-func (a *Agent) getContainers(ctx context.Context) *agentv1.Response_GetContainers {
+func (a *Agent) getContainers(ctx context.Context, principal string, call *agentv1.Call_GetContainers) (*agentv1.Response_GetContainers, error) {
 	r := &agentv1.Response_GetContainers{}
-	vs, usage := a.views(ctx)
-	for _, v := range vs {
-		r.Containers = append(r.Containers, &agentv1.Response_GetContainers_Container{
-			FrameworkId:        &mesosv1.FrameworkID{Value: new(string(v.framework))},
-			ExecutorId:         v.executor.GetExecutorId(),
-			ExecutorName:       new(v.executor.GetName()),
-			ContainerId:        &mesosv1.ContainerID{Value: new(string(v.container))},
-			ContainerStatus:    v.status,
-			ResourceStatistics: usage[string(v.container)],
-		})
+	vs, usage, err := a.views(ctx, principal, call.GetShowNested(), call.GetShowStandalone())
+	if err != nil {
+		return nil, err
 	}
-	return r
+	for _, v := range vs {
+		c := &agentv1.Response_GetContainers_Container{
+			// Without its parents, as in Mesos; the status has them.
+			ContainerId:        &mesosv1.ContainerID{Value: new(v.path.own())},
+			ContainerStatus:    v.status,
+			ResourceStatistics: usage[v.path.id()],
+		}
+		if v.executor != nil {
+			c.FrameworkId = &mesosv1.FrameworkID{Value: new(string(v.framework))}
+			c.ExecutorId, c.ExecutorName = v.executor.GetExecutorId(), new(v.executor.GetName())
+		}
+		r.Containers = append(r.Containers, c)
+	}
+	return r, nil
 }
 
 // usageFresh is how old measurements may be that a reader gets. Mesos lets two readers a second measure.
@@ -292,47 +324,6 @@ func (u *usageCache) get(ctx context.Context, a *Agent, ids []string) map[string
 		u.mu.Unlock()
 		return values
 	}
-}
-
-// containerOfID finds a container that an operator names. Nested ones are not known here.
-func (a *Agent) containerOfID(id *mesosv1.ContainerID) (*executor, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	e := a.containers[ContainerID(id.GetValue())]
-	if e == nil || id.GetParent() != nil || !e.running() {
-		return nil, refuse(http.StatusNotFound, "Container %s cannot be found", id.GetValue())
-	}
-	return e, nil
-}
-
-func (a *Agent) waitContainer(ctx context.Context, id *mesosv1.ContainerID) (*agentv1.Response_WaitContainer, error) {
-	e, err := a.containerOfID(id)
-	if err != nil {
-		return nil, err
-	}
-	end, err := a.ctzr.Wait(ctx, string(e.container))
-	if err != nil {
-		return nil, refuse(http.StatusNotFound, "Container %s: %v", id.GetValue(), err)
-	}
-	r := &agentv1.Response_WaitContainer{ExitStatus: end.WaitStatus}
-	s := &mesosv1.TaskStatus{}
-	if decided(s, end) {
-		r.State, r.Reason, r.Limitation = s.State, s.Reason, s.Limitation
-	}
-	if end.GetMessage() != "" {
-		r.Message = new(end.GetMessage())
-	}
-	return r, nil
-}
-
-func (a *Agent) killContainer(ctx context.Context, id *mesosv1.ContainerID, signal int) error {
-	e, err := a.containerOfID(id)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, signalTimeout)
-	defer cancel()
-	return a.ctzr.Signal(ctx, string(e.container), signal)
 }
 
 // verbosity is the logging level as Mesos counts: 0 is normal, more is more.

@@ -122,6 +122,7 @@ func (a *Allocator) RemoveAgent(id string) {
 	}
 	for fw, s := range ag.allocs {
 		a.discharge(ag, fw, s)
+		a.endTrial(fw, ag)
 		a.forget(fw)
 	}
 	a.setTotal(ag, resources.Set{})

@@ -41,9 +41,22 @@ type Options struct {
 	// ReofferDelay is how long a refusal "for 0 seconds" holds, so that a framework that
 	// refuses everything for no time does not keep the master busy. 0 means 100 ms.
 	ReofferDelay time.Duration
-	// Seed decides the order in which agents are handed out.
+	// RoleSorter and FrameworkSorter say whose turn it is among roles and among the frameworks of
+	// a role: "drf" (the default, also if empty) for the one with the least dominant share,
+	// "random" for any, with a chance as high as its weight.
+	RoleSorter, FrameworkSorter string
+	// KeepPlace leaves frameworks that refuse all they are offered in their place, as Mesos does.
+	// Without it they go behind the others for a while.
+	KeepPlace bool
+	// Seed decides the order in which agents are handed out, and what "random" is.
 	Seed uint64
 }
+
+// The values of Options.RoleSorter and Options.FrameworkSorter.
+const (
+	DRF    = "drf"
+	Random = "random"
+)
 
 const (
 	defaultMinFilter    = time.Second
@@ -89,8 +102,11 @@ type Allocator struct {
 	held       []*agent // agents with resources kept back for quota; may hold removed ones
 	moved      bool     // something changed that may let kept back resources go
 
-	filters filterHeap
-	cycle   uint64
+	filters  filterHeap
+	aside    []*framework // offered nothing for a while: see ExpireOffer
+	yielders []*client    // behind the others for a while: see refusedAll
+	paused   time.Time    // no offers before then
+	cycle    uint64
 }
 
 // New returns an allocator without agents and frameworks.

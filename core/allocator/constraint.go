@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"regexp/syntax"
+	"strings"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	schedulerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/scheduler"
@@ -24,7 +25,12 @@ type Constraints struct {
 }
 
 // group is a list of tests that an agent must pass, all of them.
-type group []func(*mesosv1.AgentInfo) bool
+type group []test
+
+type test struct {
+	text string // what must be, as in: attribute "rack" must equal "r1"
+	pass func(*mesosv1.AgentInfo) bool
+}
 
 // CompileConstraints checks the offer constraints that a framework sent. What is wrong is for
 // the framework to know.
@@ -41,11 +47,11 @@ func CompileConstraints(c *schedulerv1.OfferConstraints) (*Constraints, error) {
 			}
 			var tests group
 			for j, ac := range g.GetAttributeConstraints() {
-				test, err := compileConstraint(ac)
+				pass, err := compileConstraint(ac)
 				if err != nil {
 					return nil, fmt.Errorf("offer constraints of role %q: group %d: constraint %d: %w", role, i, j, err)
 				}
-				tests = append(tests, test)
+				tests = append(tests, test{describe(ac), pass})
 			}
 			out.roles[role] = append(out.roles[role], tests)
 		}
@@ -82,13 +88,51 @@ func (c *Constraints) allow(role string, info *mesosv1.AgentInfo) bool {
 next:
 	for _, g := range c.roles[role] {
 		for _, test := range g {
-			if !test(info) {
+			if !test.pass(info) {
 				continue next
 			}
 		}
 		return true
 	}
 	return false
+}
+
+// failed returns the first test of the first group that an agent does not pass, and how many other
+// groups there are. Call it for agents that are not allowed.
+func (c *Constraints) failed(role string, info *mesosv1.AgentInfo) (text string, others int) {
+	groups := c.roles[role]
+	for _, test := range groups[0] {
+		if !test.pass(info) {
+			return test.text, len(groups) - 1
+		}
+	}
+	return "", len(groups) - 1
+}
+
+// describe puts a constraint in words.
+func describe(c *schedulerv1.AttributeConstraint) string {
+	what := ""
+	switch s := c.GetSelector().GetSelector().(type) {
+	case *schedulerv1.AttributeConstraint_Selector_AttributeName:
+		what = fmt.Sprintf("attribute %.60q", s.AttributeName)
+	case *schedulerv1.AttributeConstraint_Selector_PseudoattributeType_:
+		what = strings.ToLower(s.PseudoattributeType.String())
+	}
+	switch p := c.GetPredicate().GetPredicate().(type) {
+	case *schedulerv1.AttributeConstraint_Predicate_Exists_:
+		return what + " must exist"
+	case *schedulerv1.AttributeConstraint_Predicate_NotExists_:
+		return what + " must not exist"
+	case *schedulerv1.AttributeConstraint_Predicate_TextEquals_:
+		return fmt.Sprintf("%s must equal %.60q", what, p.TextEquals.GetValue())
+	case *schedulerv1.AttributeConstraint_Predicate_TextNotEquals_:
+		return fmt.Sprintf("%s must not equal %.60q", what, p.TextNotEquals.GetValue())
+	case *schedulerv1.AttributeConstraint_Predicate_TextMatches_:
+		return fmt.Sprintf("%s must match %.60q", what, p.TextMatches.GetRegex())
+	case *schedulerv1.AttributeConstraint_Predicate_TextNotMatches_:
+		return fmt.Sprintf("%s must not match %.60q", what, p.TextNotMatches.GetRegex())
+	}
+	return what
 }
 
 // candidate is what a constraint looks at: an attribute's text, or that it is no text.

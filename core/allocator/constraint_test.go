@@ -108,8 +108,9 @@ func TestConstraintsApplyFromTheMomentTheyAreSet(t *testing.T) {
 	if got := a.Allocate(epoch); len(got) != 0 {
 		t.Errorf("constrained: %s", formatOffers(got))
 	}
-	if why := a.Why("f1", "eng"); len(why) != 1 || why[0].Verdict != Constrained {
-		t.Errorf("Why = %v, want %q", why, Constrained)
+	why := a.Explain(Question{FrameworkID: "f1", Role: "eng"}, epoch).Asked[0].Reasons
+	if len(why) != 1 || why[0].Code != Constrained || !strings.HasSuffix(why[0].Text, `: hostname must equal "h2"`) {
+		t.Errorf("reasons %+v, want one %q", why, Constrained)
 	}
 	a.SetConstraints("f1", nil)
 	if got := a.Allocate(epoch); len(got) != 1 {

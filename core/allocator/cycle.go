@@ -2,11 +2,9 @@ package allocator
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"time"
 
-	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	"github.com/mosaic-cluster/mosaic/sdk/resources"
 )
 
@@ -15,9 +13,15 @@ import (
 //
 // First roles whose guarantee is unmet are served on every agent, then all roles. Agents
 // come in random order; on each, roles and then frameworks come in the order of their
-// dominant shares, and the first that wants what is there gets all it may have.
+// dominant shares (or of chance: Options.RoleSorter), and the first that wants what is there gets
+// all it may have.
 func (a *Allocator) Allocate(now time.Time) []Offer {
+	if a.pausedAt(now) {
+		return nil
+	}
+	a.Resume()
 	a.cycle++
+	a.readmit(now)
 	a.expireFilters(now)
 	if a.resort {
 		a.sortAll(a.root)
@@ -86,6 +90,7 @@ type cycle struct {
 	made       map[offerKey]int // index in offers; only where two stages may give twice
 	charged    []*client        // given something on this agent; to be put in their places
 	plain      bool             // nothing of this agent is reserved or revocable
+	available  resources.Set    // of this agent, what the role whose turn it is may have
 }
 
 func isPlain(s resources.Set) bool {
@@ -103,7 +108,10 @@ func (c *cycle) serve(ag *agent) {
 	if ag.free.Empty() {
 		return
 	}
-	c.plain = isPlain(ag.free)
+	if c.plain = isPlain(ag.free); c.plain && c.root.hopeless == c.cycle {
+		c.hold(ag)
+		return
+	}
 	c.visit(c.root, ag)
 	for _, cl := range c.charged {
 		c.settle(cl, 1)
@@ -114,17 +122,33 @@ func (c *cycle) serve(ag *agent) {
 // visit offers an agent to the roles below a node, in their turn. It is false once nothing
 // is left. The order is not changed while the agent is handed out.
 func (c *cycle) visit(n *node, ag *agent) bool {
-	for _, child := range n.children {
-		if child.leaf != nil {
-			c.offerRole(child.leaf, ag)
-		} else {
-			c.visit(child, ag)
+	if c.options.RoleSorter == Random {
+		for t := c.order(n); len(t.list) > 0; {
+			if !c.visitChild(t.next(c.random), ag) {
+				return false
+			}
 		}
-		if ag.free.Empty() {
+		return true
+	}
+	for _, child := range n.children {
+		if !c.visitChild(child, ag) {
 			return false
 		}
 	}
 	return true
+}
+
+func (c *cycle) visitChild(n *node, ag *agent) bool {
+	switch {
+	case c.plain && n.hopeless == c.cycle:
+		c.hold(ag)
+		return true
+	case n.leaf != nil:
+		c.offerRole(n.leaf, ag)
+	default:
+		c.visit(n, ag)
+	}
+	return !ag.free.Empty()
 }
 
 // offerRole offers an agent to the frameworks of a role, in their turn.
@@ -135,94 +159,121 @@ func (c *cycle) offerRole(r *role, ag *agent) {
 	if !ag.hierarchical && isNested(r.name) {
 		return
 	}
-	available := ag.free
+	c.available = ag.free
 	if !c.plain {
-		available = available.AllocatableTo(r.name)
+		c.available = ag.free.AllocatableTo(r.name)
+	}
+	if c.options.FrameworkSorter == Random {
+		for t := c.inTurn(r); len(t.list) > 0 && !c.available.Empty(); {
+			if !c.offerClient(r, ag, t.next(c.random)) {
+				return
+			}
+		}
+		return
 	}
 	for _, cl := range r.clients {
-		if available.Empty() {
+		if c.available.Empty() || !c.offerClient(r, ag, cl) {
 			return
 		}
-		if ag.blocked(cl) {
-			continue
+	}
+}
+
+// offerClient offers what is available of an agent to a framework. It is false if the others of
+// the role need not be asked.
+func (c *cycle) offerClient(r *role, ag *agent, cl *client) bool {
+	if ag.blocked(cl) {
+		return true
+	}
+	if t := cl.framework.trial; t != nil && t != ag {
+		return true // one agent at a time, until it answers
+	}
+	if c.headroom != nil && c.plain {
+		// What a role may have only shrinks during a cycle: no need to ask twice.
+		if cl.hopeless != c.cycle && !c.possible(c.headroom, r.top, cl) {
+			c.giveUp(cl)
 		}
-		if c.headroom != nil && c.plain {
-			// What a role may have only shrinks during a cycle: no need to ask twice.
-			if cl.hopeless != c.cycle && !c.possible(c.headroom, r.top, cl) {
-				cl.hopeless = c.cycle
-			}
-			if cl.hopeless == c.cycle {
-				c.hold(ag)
-				continue
-			}
+		if cl.hopeless == c.cycle {
+			c.hold(ag)
+			return true
 		}
-		offerable, why := c.offerable(ag, cl, available)
-		if why != Offered {
-			ag.block(cl)
-			continue
+	}
+	offerable, ok := c.offerable(ag, cl, c.available)
+	if !ok {
+		ag.block(cl)
+		return true
+	}
+	if ag.sharedCycle == c.cycle {
+		if offerable = offerable.NonShared(); !c.wanted(ag, cl, offerable) {
+			c.hold(ag)
+			return true
 		}
-		if ag.sharedCycle == c.cycle {
-			if offerable = offerable.NonShared(); !c.wanted(ag, cl, offerable) {
-				c.hold(ag)
-				continue
-			}
+	}
+	if c.headroom != nil {
+		whole := offerable
+		progress := false
+		if offerable, progress = c.chop(c.headroom, r.top, whole); offerable.Len() < whole.Len() || !offerable.Equal(whole) {
+			c.hold(ag)
 		}
-		if c.headroom != nil {
-			whole := offerable
-			progress := false
-			if offerable, progress = c.chop(c.headroom, r.top, whole); offerable.Len() < whole.Len() || !offerable.Equal(whole) {
-				c.hold(ag)
-			}
-			if c.guarantees && !progress {
-				return // all frameworks of the role would get the same
-			}
-			if offerable.NonShared().Empty() || !c.wanted(ag, cl, offerable) {
-				continue
-			}
+		if c.guarantees && !progress {
+			return false // all frameworks of the role would get the same
 		}
-		c.give(ag, cl, offerable)
-		available = ag.free.AllocatableTo(r.name)
+		if offerable.NonShared().Empty() || !c.wanted(ag, cl, offerable) {
+			return true
+		}
+	}
+	c.give(ag, cl, offerable)
+	c.available = ag.free.AllocatableTo(r.name)
+	return true
+}
+
+// giveUp notes that quotas leave a client nothing of a plain agent for the rest of the cycle, and
+// which nodes have no other.
+func (c *cycle) giveUp(cl *client) {
+	cl.hopeless = c.cycle
+	for n := cl.role.node; n != nil; n = n.parent {
+		if n.countedIn != c.cycle {
+			n.countedIn, n.without = c.cycle, 0
+		}
+		if n.without++; n.without == n.active {
+			n.hopeless = c.cycle
+		}
 	}
 }
 
 // offerable returns what of the available resources a client could be offered if there were
-// no quotas, or why that is nothing. The answer depends on nothing but the agent's free
-// resources, the client's filters and what the framework said, and if it is nothing it is
-// nothing for any part of available too.
-func (a *Allocator) offerable(ag *agent, cl *client, available resources.Set) (resources.Set, Verdict) {
+// no quotas. The answer depends on nothing but the agent's free resources, the client's filters
+// and what the framework said, and if it is nothing it is nothing for any part of available too.
+func (a *Allocator) offerable(ag *agent, cl *client, available resources.Set) (offer resources.Set, ok bool) {
 	fw := cl.framework
-	switch {
-	case fw.multiRole && !ag.multiRole, !ag.hierarchical && isNested(cl.role.name):
-		return resources.Set{}, AgentTooOld
-	case ag.gpus && !fw.gpus && !a.options.OfferGPUsToAll:
-		return resources.Set{}, NeedsGPUs
-	case a.options.Region != "" && ag.region != "" && ag.region != a.options.Region && !fw.regions:
-		return resources.Set{}, RemoteRegion
-	case !fw.constraints.allow(cl.role.name, ag.info):
-		return resources.Set{}, Constrained
+	if fw.multiRole && !ag.multiRole || !ag.hierarchical && isNested(cl.role.name) ||
+		ag.gpus && !fw.gpus && !a.options.OfferGPUsToAll ||
+		a.options.Region != "" && ag.region != "" && ag.region != a.options.Region && !fw.regions ||
+		!fw.constraints.allow(cl.role.name, ag.info) {
+		return resources.Set{}, false
 	}
-	if !fw.revocable || !fw.refinement {
-		available = available.Filter(func(e *resources.Entry) bool {
-			return (fw.revocable || !e.Revocable()) && (fw.refinement || !e.Refined())
-		})
+	if available = a.usable(fw, available); available.Empty() {
+		return available, false
 	}
-	if available.Empty() {
-		return available, NothingFree
+	available = a.withShared(ag, cl, available)
+	return available, a.wanted(ag, cl, available)
+}
+
+// usable returns the resources that a framework knows how to use.
+func (a *Allocator) usable(fw *framework, s resources.Set) resources.Set {
+	if fw.revocable && fw.refinement {
+		return s
 	}
-	if fw.shared && !ag.shared.Empty() {
-		shared := ag.shared.AllocatableTo(cl.role.name)
-		if !fw.refinement {
-			shared = shared.Filter(func(e *resources.Entry) bool { return !e.Refined() })
-		}
-		available = available.Add(shared)
+	return s.Filter(func(e *resources.Entry) bool {
+		return (fw.revocable || !e.Revocable()) && (fw.refinement || !e.Refined())
+	})
+}
+
+// withShared adds the shared volumes that a client may have.
+func (a *Allocator) withShared(ag *agent, cl *client, s resources.Set) resources.Set {
+	if !cl.framework.shared || ag.shared.Empty() {
+		return s
 	}
-	if !enough(cl.minimum, available) {
-		return available, TooSmall
-	}
-	if cl.refuses(ag, available) {
-		return available, Filtered
-	}
-	return available, Offered
+	return s.Add(a.usable(cl.framework, ag.shared.AllocatableTo(cl.role.name)))
 }
 
 // wanted says whether a part of what a client could be offered is still worth offering.
@@ -247,6 +298,9 @@ func (c *cycle) give(ag *agent, cl *client, s resources.Set) {
 	ag.allocated = ag.allocated.Add(own)
 	ag.free = ag.free.Subtract(own)
 	ag.whole = false
+	if fw.silent > 0 {
+		fw.trial = ag
+	}
 	cl.charge(c.scalars(s), 1)
 	cl.role.top.used.add(counted, 1)
 	c.charged = append(c.charged, cl)
@@ -290,79 +344,4 @@ func isNested(role string) bool {
 		}
 	}
 	return false
-}
-
-// RecoverResources takes back what a framework was offered or has: an offer declined or
-// rescinded, the unused part of an accepted one, a task's resources when it has ended. Each
-// resource carries the role it is allocated to; what the framework does not have is ignored.
-//
-// filters, if not nil, is the framework's refusal: it is not offered these resources of this
-// agent, nor any part of them, for refuse_seconds (5 if unset) from now on.
-func (a *Allocator) RecoverResources(frameworkID, agentID string, s resources.Set, filters *mesosv1.Filters, now time.Time) {
-	fw, ag := a.frameworks[frameworkID], a.agents[agentID]
-	if fw == nil || ag == nil || s.Empty() {
-		return
-	}
-	s = fw.withRole(s)
-	if has := ag.allocs[fw]; !has.Contains(s) {
-		s = common(has, s)
-		if s.Empty() {
-			return
-		}
-	}
-	a.discharge(ag, fw, s)
-	a.refresh(ag)
-	if filters != nil {
-		until := now.Add(a.refusal(filters))
-		roles := s.Allocations()
-		for _, name := range sortedKeys(roles) {
-			if c := a.client(fw, name); c.listed {
-				a.refuse(c, ag, roles[name].Unallocate(), until)
-			}
-		}
-	}
-	a.forget(fw)
-}
-
-// UpdateAllocation replaces, in what a framework has on an agent, the resources that
-// operations consumed by those they were converted to, both with the role they are allocated
-// to; the agent's total follows.
-//
-// Errors: the framework does not have on this agent what is to be replaced. Nothing is
-// changed then.
-func (a *Allocator) UpdateAllocation(frameworkID, agentID string, offered, converted resources.Set) error {
-	fw, ag := a.frameworks[frameworkID], a.agents[agentID]
-	if fw == nil || ag == nil {
-		return fmt.Errorf("update allocation of framework %s on agent %s: not known", frameworkID, agentID)
-	}
-	offered, converted = fw.withRole(offered), fw.withRole(converted)
-	if has := ag.allocs[fw]; !has.Contains(offered) {
-		return fmt.Errorf("update allocation of framework %s on agent %s: it has %s, not %s", frameworkID, agentID, has, offered)
-	}
-	if offered.Equal(converted) {
-		return nil
-	}
-	a.discharge(ag, fw, offered)
-	a.charge(ag, fw, converted)
-	before, after := singleCopies(offered.Unallocate()), singleCopies(converted.Unallocate())
-	gone, come := before.Subtract(after), after.Subtract(before)
-	come = come.Filter(func(e *resources.Entry) bool { // a further copy of a volume adds nothing
-		return !e.Shared() || !ag.total.Contains(resources.New(e.Resource()))
-	})
-	a.setTotal(ag, ag.total.Subtract(gone).Add(come))
-	a.forget(fw)
-	return nil
-}
-
-// common returns what of s is in has.
-func common(has, s resources.Set) resources.Set {
-	return s.Subtract(s.Subtract(has))
-}
-
-// singleCopies returns the set with one copy of each shared volume.
-func singleCopies(s resources.Set) resources.Set {
-	if s.Shared().Empty() {
-		return s
-	}
-	return resources.New(s.Resources()...)
 }

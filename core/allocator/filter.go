@@ -91,13 +91,22 @@ func (a *Allocator) expireFilters(now time.Time) {
 	}
 }
 
-// NextExpiry is when the next filter ends, so that the caller can allocate then; the zero
-// time if there is none.
+// NextExpiry is when the next filter or another wait ends, so that the caller can allocate then;
+// the zero time if there is none.
 func (a *Allocator) NextExpiry() time.Time {
-	if len(a.filters) == 0 {
-		return time.Time{}
+	if !a.paused.IsZero() {
+		return a.paused // nothing is offered before then
 	}
-	return a.filters[0].until
+	var next time.Time
+	if len(a.filters) > 0 {
+		next = a.filters[0].until
+	}
+	for _, fw := range a.aside {
+		if next.IsZero() || fw.until.Before(next) {
+			next = fw.until
+		}
+	}
+	return next
 }
 
 // filterHeap has the filter that ends first on top. Equal times may come out in any order:

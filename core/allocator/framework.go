@@ -3,6 +3,7 @@ package allocator
 import (
 	"cmp"
 	"slices"
+	"time"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	"github.com/mosaic-cluster/mosaic/sdk/resources"
@@ -18,6 +19,13 @@ type framework struct {
 	constraints *Constraints // nil if there are none
 
 	gpus, revocable, shared, refinement, regions, multiRole bool // what it said it can use
+
+	// See ExpireOffer.
+	answered    time.Time // when it last answered an offer
+	silent      int       // how often in a row it let offers expire
+	silentSince time.Time // when they last expired
+	until       time.Time // offered nothing before then; zero if it is not in Allocator.aside
+	trial       *agent    // of a silent framework: the one agent it is offered; nil if none is
 }
 
 // AddFramework adds a framework, or takes it up again under new information. suppressed are
@@ -25,6 +33,7 @@ type framework struct {
 func (a *Allocator) AddFramework(id string, info *mesosv1.FrameworkInfo, suppressed []string, active bool) {
 	fw := a.framework(id)
 	fw.known, fw.active = true, active
+	a.pardon(fw)
 	a.update(fw, info, suppressed)
 }
 
@@ -40,6 +49,7 @@ func (a *Allocator) UpdateFramework(id string, info *mesosv1.FrameworkInfo, supp
 func (a *Allocator) ActivateFramework(id string) {
 	if fw := a.frameworks[id]; fw != nil && fw.known && !fw.active {
 		fw.active = true
+		a.pardon(fw)
 		for _, c := range fw.clients {
 			a.relist(c)
 		}
@@ -67,6 +77,7 @@ func (a *Allocator) RemoveFramework(id string) {
 		return
 	}
 	fw.known, fw.active = false, false
+	a.pardon(fw)
 	for _, ag := range a.agentList {
 		if s, has := ag.allocs[fw]; has {
 			a.discharge(ag, fw, s)
@@ -92,12 +103,16 @@ func (a *Allocator) suppress(id string, roles []string, suppressed bool) {
 	if fw == nil {
 		return
 	}
+	if !suppressed {
+		a.pardon(fw)
+	}
 	for _, c := range fw.clients {
 		if len(roles) > 0 && !slices.Contains(roles, c.role.name) {
 			continue
 		}
 		c.suppressed = suppressed
 		if !suppressed {
+			a.tookSome(c) // it wants something now
 			a.dropAllFilters(c)
 		}
 		a.relist(c)
@@ -148,6 +163,7 @@ func (a *Allocator) forgetClient(c *client) {
 		}
 	}
 	a.dropAllFilters(c)
+	a.tookSome(c)
 	for _, ag := range a.agentList {
 		ag.unblock(c)
 	}
@@ -246,7 +262,7 @@ func (a *Allocator) update(fw *framework, info *mesosv1.FrameworkInfo, suppresse
 // relist puts a client in line for offers, or out of it. In line it is asked anew about
 // every agent.
 func (a *Allocator) relist(c *client) {
-	want := c.framework.active && c.subscribed && !c.suppressed
+	want := c.framework.active && c.framework.until.IsZero() && c.subscribed && !c.suppressed
 	a.list(c, want)
 	if want {
 		for _, ag := range a.agentList {

@@ -304,8 +304,8 @@ func (s *stage) do(command string, args []string) ([]string, error) {
 		return out, nil
 	case "why":
 		var out []string
-		for _, r := range s.Why(arg(0), arg(1)) {
-			line := fmt.Sprintf("%d: %s", r.Agents, r.Verdict)
+		for _, r := range s.Explain(Question{FrameworkID: arg(0), Role: arg(1)}, s.now).Asked[0].Reasons {
+			line := fmt.Sprintf("%d: %s", r.Agents, r.Text)
 			if !r.Until.IsZero() {
 				line += " for " + r.Until.Sub(s.now).String()
 			}
@@ -378,7 +378,7 @@ func checkBooks(t testing.TB, a *Allocator) {
 			continue
 		}
 		same("framework "+c.framework.id+" in "+c.role.name, c.alloc, clients[c])
-		if want := c.framework.active && c.subscribed && !c.suppressed; c.listed != want || slices.Contains(c.role.clients, c) != want {
+		if want := c.framework.active && c.framework.until.IsZero() && c.subscribed && !c.suppressed; c.listed != want || slices.Contains(c.role.clients, c) != want {
 			t.Fatalf("framework %s in %s: listed %v, want %v", c.framework.id, c.role.name, c.listed, want)
 		}
 	}
@@ -386,22 +386,29 @@ func checkBooks(t testing.TB, a *Allocator) {
 		same("reserved for "+tp.name, tp.reserved, reserved[tp])
 		same("used by "+tp.name, tp.used, used[tp])
 	}
-	var walk func(n *node) int
-	walk = func(n *node) int {
+	var walk func(n *node) (int, int)
+	walk = func(n *node) (int, int) {
 		same("node "+n.name, n.alloc, nodes[n])
 		if !slices.IsSortedFunc(n.children, compareNodes) {
 			t.Fatalf("children of node %q are out of order", n.name)
 		}
-		active := 0
+		active, yielding := 0, 0
 		if n.leaf != nil {
 			active = len(n.leaf.clients)
+			for _, c := range n.leaf.clients {
+				if c.yields {
+					yielding++
+				}
+			}
 			if !slices.IsSortedFunc(n.leaf.clients, compareClients) {
 				t.Fatalf("frameworks of role %s are out of order", n.leaf.name)
 			}
 		}
 		listed := 0
 		for _, k := range n.kids {
-			if x := walk(k); x > 0 {
+			x, y := walk(k)
+			yielding += y
+			if x > 0 {
 				active += x
 				listed++
 				if !slices.Contains(n.children, k) {
@@ -409,10 +416,11 @@ func checkBooks(t testing.TB, a *Allocator) {
 				}
 			}
 		}
-		if listed != len(n.children) || n.parent != nil && n.active != active {
-			t.Fatalf("node %q: %d children listed, %d active; want %d and %d", n.name, len(n.children), n.active, listed, active)
+		if listed != len(n.children) || n.active != active || n.parent != nil && n.yielding != yielding {
+			t.Fatalf("node %q: %d children listed, %d active, %d yielding; want %d, %d and %d",
+				n.name, len(n.children), n.active, n.yielding, listed, active, yielding)
 		}
-		return active
+		return active, yielding
 	}
 	walk(a.root)
 	for i, f := range a.filters {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"strings"
+	"time"
 )
 
 // node is a place in the tree of roles where siblings compete. The role "eng/dev" is the
@@ -22,7 +23,13 @@ type node struct {
 	// active is the number of frameworks below that can be offered something. Nodes without
 	// any are not in their parent's children.
 	active   int
+	yielding int     // how many of those go behind others; all: the node does too
 	children []*node // in the order of their turn
+
+	// For the cycle that is named: how many clients below can have nothing for the rest of it, and
+	// whether that is all of them.
+	countedIn, hopeless uint64
+	without             int
 }
 
 // role is a role that frameworks are in, or have something in.
@@ -42,8 +49,15 @@ type client struct {
 	subscribed bool // the framework names the role; if not, the client only holds what is left
 	suppressed bool
 	listed     bool // in role.clients
+	imagined   bool // not there, only asked about: see Explain
 	minimum    []need
 	hopeless   uint64 // cycle in which quotas were found to leave it nothing
+
+	// See refusedAll.
+	refusals     int    // how often in a row it refused all it was offered
+	refusedCycle uint64 // cycle in which it last did
+	yields       bool   // goes behind the others; in Allocator.yielders
+	yieldUntil   time.Time
 
 	alloc   vector
 	count   uint64
@@ -124,6 +138,9 @@ func (a *Allocator) dominant(v vector) float64 {
 }
 
 func compareClients(x, y *client) int {
+	if x.yields != y.yields {
+		return after(x.yields)
+	}
 	if c := cmp.Compare(x.share, y.share); c != 0 {
 		return c
 	}
@@ -134,6 +151,9 @@ func compareClients(x, y *client) int {
 }
 
 func compareNodes(x, y *node) int {
+	if x.yields() != y.yields() {
+		return after(x.yields())
+	}
 	if c := cmp.Compare(x.share, y.share); c != 0 {
 		return c
 	}
@@ -141,6 +161,16 @@ func compareNodes(x, y *node) int {
 		return c
 	}
 	return cmp.Compare(x.name, y.name)
+}
+
+// yields says whether all frameworks below go behind others.
+func (n *node) yields() bool { return n.active > 0 && n.yielding == n.active }
+
+func after(yes bool) int {
+	if yes {
+		return 1
+	}
+	return -1
 }
 
 // reorder moves item, whose key change alters, to its new place in a sorted list. It is not
@@ -208,17 +238,44 @@ func (a *Allocator) list(c *client, want bool) {
 		i := slices.Index(c.role.clients, c)
 		c.role.clients = slices.Delete(c.role.clients, i, i+1)
 	}
+	yielding := 0
+	if c.yields {
+		yielding = delta
+	}
 	for n := c.role.node; n.parent != nil; n = n.parent {
-		before := n.active
-		n.active += delta
+		p, before := n.parent, n.active
+		if n.active+delta == 0 {
+			i := slices.Index(p.children, n)
+			p.children = slices.Delete(p.children, i, i+1)
+		}
+		change := func() { n.active, n.yielding = n.active+delta, n.yielding+yielding }
 		switch {
 		case before == 0:
 			n.share = a.dominant(n.alloc) / n.weight
-			n.parent.children = reorder(n.parent.children, n, compareNodes, false, func() {})
-		case n.active == 0:
-			i := slices.Index(n.parent.children, n)
-			n.parent.children = slices.Delete(n.parent.children, i, i+1)
+			p.children = reorder(p.children, n, compareNodes, false, change)
+		case before+delta == 0:
+			change()
+		default:
+			p.children = reorder(p.children, n, compareNodes, true, change)
 		}
+	}
+	a.root.active += delta
+}
+
+// yield puts a client behind the others, or back in its place.
+func (a *Allocator) yield(c *client, yes bool) {
+	change := func() { c.yields = yes }
+	if !c.listed {
+		change()
+		return
+	}
+	c.role.clients = reorder(c.role.clients, c, compareClients, true, change)
+	delta := 1
+	if !yes {
+		delta = -1
+	}
+	for n := c.role.node; n.parent != nil; n = n.parent {
+		n.parent.children = reorder(n.parent.children, n, compareNodes, true, func() { n.yielding += delta })
 	}
 }
 

@@ -1,11 +1,14 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -82,6 +85,11 @@ func (a *agentEdge) operator(w http.ResponseWriter, r *http.Request, principal s
 	if err := validateAgentCall(call); err != nil {
 		return statusf(http.StatusBadRequest, "Failed to validate agent::Call: %v", err)
 	}
+	if action := agentAction(call.GetType()); action != "" && a.cfg.Approver != nil {
+		if err := a.cfg.Approver.Approve(r.Context(), principal, action, "/api/v1"); err != nil {
+			return err
+		}
+	}
 	switch call.GetType() {
 	case agentv1.Call_UNKNOWN:
 		writeEmpty(w, http.StatusNotImplemented)
@@ -109,6 +117,18 @@ func (a *agentEdge) operator(w http.ResponseWriter, r *http.Request, principal s
 		return nil
 	}
 	return writeMessage(w, r, media.out, resp)
+}
+
+// agentAction is the action of a call that has no object, empty where none is asked for here: files are asked for by
+// their path, and containers by the agent, which knows whose they are.
+func agentAction(t agentv1.Call_Type) string {
+	switch t {
+	case agentv1.Call_GET_FLAGS:
+		return "VIEW_FLAGS"
+	case agentv1.Call_SET_LOGGING_LEVEL:
+		return "SET_LOG_LEVEL"
+	}
+	return ""
 }
 
 // answer makes the response of a call that does not stream; nil is an empty one.
@@ -160,6 +180,7 @@ func (a *agentEdge) output(w http.ResponseWriter, r *http.Request, media agentMe
 			},
 		},
 	}, nil)
+	s.patience = processIOPatience
 	defer s.end()
 	if err := begin(s); err != nil {
 		return err
@@ -178,31 +199,19 @@ var errNoContainerIO = statusf(http.StatusNotImplemented, "This agent does not a
 const maxInputRecord = 1 << 20
 
 // attachInput answers ATTACH_CONTAINER_INPUT, whose body is a stream of calls: one that names the
-// container, then any number with input. The answer comes when the input ends.
+// container, then any number with input. The answer comes when the input ends, or the container does.
 func (a *agentEdge) attachInput(w http.ResponseWriter, r *http.Request, principal string, media agentMedia) error {
 	unlimitBodyTime(w)
-	records := recordio.NewReader(r.Body, maxInputRecord)
-	next := func() (*agentv1.Call_AttachContainerInput, error) {
-		record, err := records.Next()
-		if errors.Is(err, io.EOF) {
-			return nil, io.EOF
-		}
-		if err != nil {
-			return nil, statusf(http.StatusBadRequest, "Failed to read the request body: %s", clip(err.Error()))
-		}
-		call := new(agentv1.Call)
-		if err := codec.Unmarshal(media.in, record, call); err != nil {
-			return nil, statusf(http.StatusBadRequest, "Failed to parse body into agent::Call protobuf: %s", clip(err.Error()))
-		}
-		if err := validateAgentCall(call); err != nil {
-			return nil, statusf(http.StatusBadRequest, "Failed to validate agent::Call: %v", err)
-		}
-		if call.GetType() != agentv1.Call_ATTACH_CONTAINER_INPUT {
-			return nil, statusf(http.StatusUnsupportedMediaType, "Streaming 'Content-Type' %s is not supported for %s call", codec.TypeRecordIO, call.GetType())
-		}
-		return call.GetAttachContainerInput(), nil
-	}
-	first, err := next()
+	in := &inputs{media: media.in, records: recordio.NewReader(r.Body, maxInputRecord), next: make(chan input), stop: make(chan struct{})}
+	var reading sync.WaitGroup
+	reading.Go(in.read)
+	defer func() {
+		// A client that has nothing more to say keeps its upload open: reading it ends here.
+		close(in.stop)
+		_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0))
+		reading.Wait()
+	}()
+	first, err := in.get(r.Context())
 	if errors.Is(err, io.EOF) {
 		return statusf(http.StatusBadRequest, "Received EOF while reading request body")
 	}
@@ -218,19 +227,83 @@ func (a *agentEdge) attachInput(w http.ResponseWriter, r *http.Request, principa
 	if a.io == nil {
 		return errNoContainerIO
 	}
-	err = a.io.AttachInput(r.Context(), principal, first.GetContainerId(), func() (*agentv1.ProcessIO, error) {
-		in, err := next()
+	err = a.io.AttachInput(r.Context(), principal, first.GetContainerId(), func(ctx context.Context) (*agentv1.ProcessIO, error) {
+		call, err := in.get(ctx)
 		if err != nil {
 			return nil, err
 		}
-		if in.GetType() != agentv1.Call_AttachContainerInput_PROCESS_IO || in.ProcessIo == nil {
-			return nil, statusf(http.StatusBadRequest, "Expecting 'attach_container_input.process_io' to be present")
+		if err := validateInput(call); err != nil {
+			return nil, statusf(http.StatusBadRequest, "Failed to validate agent::Call: %v", err)
 		}
-		return in.ProcessIo, nil
+		return call.ProcessIo, nil
 	})
 	if err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("attach input: %w", err)
 	}
 	writeEmpty(w, http.StatusOK)
 	return nil
+}
+
+// inputs are the records of an upload.
+type inputs struct {
+	media   codec.Type
+	records *recordio.Reader
+	next    chan input
+	stop    chan struct{} // closed when nobody wants more
+	last    error         // what get returned when there was no more
+}
+
+type input struct {
+	call *agentv1.Call_AttachContainerInput
+	err  error
+}
+
+// read decodes records until there is no more, or nobody wants more.
+func (in *inputs) read() {
+	for {
+		call, err := in.decode()
+		select {
+		case in.next <- input{call, err}:
+		case <-in.stop:
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// get returns the next record; at the end of the upload io.EOF, and again io.EOF.
+func (in *inputs) get(ctx context.Context) (*agentv1.Call_AttachContainerInput, error) {
+	if in.last != nil {
+		return nil, in.last
+	}
+	select {
+	case x := <-in.next:
+		in.last = x.err
+		return x.call, x.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (in *inputs) decode() (*agentv1.Call_AttachContainerInput, error) {
+	record, err := in.records.Next()
+	if errors.Is(err, io.EOF) {
+		return nil, io.EOF
+	}
+	if err != nil {
+		return nil, statusf(http.StatusBadRequest, "Failed to read the request body: %s", clip(err.Error()))
+	}
+	call := new(agentv1.Call)
+	if err := codec.Unmarshal(in.media, record, call); err != nil {
+		return nil, statusf(http.StatusBadRequest, "Failed to parse body into agent::Call protobuf: %s", clip(err.Error()))
+	}
+	if err := validateAgentCall(call); err != nil {
+		return nil, statusf(http.StatusBadRequest, "Failed to validate agent::Call: %v", err)
+	}
+	if call.GetType() != agentv1.Call_ATTACH_CONTAINER_INPUT {
+		return nil, statusf(http.StatusUnsupportedMediaType, "Streaming 'Content-Type' %s is not supported for %s call", codec.TypeRecordIO, call.GetType())
+	}
+	return call.GetAttachContainerInput(), nil
 }

@@ -54,7 +54,8 @@ type (
 		Close()
 		Done() <-chan struct{}
 	}
-	// ProcessIOStream carries a container's output to whoever attached to it.
+	// ProcessIOStream carries a container's output to whoever attached to it. Its Send waits while the reader is slow:
+	// what a container prints is not lost because a person pages through it.
 	ProcessIOStream = interface {
 		Send(*agentv1.ProcessIO) bool
 		Close()
@@ -91,7 +92,9 @@ type Master interface {
 	OperatorSubscribe(ctx context.Context, principal string, s OperatorStream) error
 
 	// Legacy returns the JSON body of an older endpoint: /state, /state-summary, /slaves, /frameworks,
-	// /tasks, /roles, /flags or /metrics/snapshot.
+	// /tasks, /roles, /flags, /quota, /weights, /maintenance/schedule, /maintenance/status or
+	// /metrics/snapshot; and of /mosaic/v1/explain, which Mesos does not have. Those that change something
+	// are a LegacyWriter's.
 	Legacy(ctx context.Context, principal, endpoint string, query url.Values) ([]byte, error)
 }
 
@@ -121,8 +124,9 @@ type ContainerIO interface {
 	AttachOutput(ctx context.Context, principal string, id *mesosv1.ContainerID, s ProcessIOStream) error
 
 	// AttachInput feeds a container what next returns, until that is io.EOF (nil is then answered 200)
-	// or another error, which it passes on. ctx ends with the request.
-	AttachInput(ctx context.Context, principal string, id *mesosv1.ContainerID, next func() (*agentv1.ProcessIO, error)) error
+	// or another error, which it passes on, or the container has ended (nil as well). ctx ends with the
+	// request; next waits for the client at most until the context that it is given ends.
+	AttachInput(ctx context.Context, principal string, id *mesosv1.ContainerID, next func(context.Context) (*agentv1.ProcessIO, error)) error
 
 	// LaunchSession launches a nested container, sends its output to s, and returns at once. The
 	// container is destroyed when s is done.

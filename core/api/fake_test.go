@@ -44,6 +44,7 @@ type fakeMaster struct {
 	operators  []api.OperatorStream
 	calls      []*schedulerv1.Call
 	principals []string
+	writes     []legacyWrite
 	metrics    string // body of /metrics/snapshot
 	onOperator func(*masterv1.Call) (*masterv1.Response, error)
 }
@@ -175,6 +176,28 @@ func (m *fakeMaster) Legacy(_ context.Context, _, endpoint string, query url.Val
 	return fmt.Appendf(nil, `{"endpoint":%q}`, endpoint), nil
 }
 
+// legacyWrite is what LegacyWrite was called with.
+type legacyWrite struct {
+	principal, endpoint, method string
+	query, form                 url.Values
+	body                        string
+}
+
+func (m *fakeMaster) LegacyWrite(_ context.Context, principal, endpoint, method string, query, form url.Values, body []byte) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.writes = append(m.writes, legacyWrite{principal, endpoint, method, query, form, string(body)})
+	switch {
+	case form.Get("slaveId") == "unknown":
+		return nil, httpError{http.StatusBadRequest, "No agent found with specified ID"}
+	case form.Get("slaveId") == "busy":
+		return nil, httpError{http.StatusConflict, "Invalid RESERVE operation on agent busy"}
+	case string(body) == `"answer"`:
+		return []byte(`{"answered":true}`), nil
+	}
+	return nil, nil
+}
+
 // fakeAgent keeps executors in memory.
 type fakeAgent struct {
 	mu        sync.Mutex
@@ -261,12 +284,12 @@ func sendOutput(s api.ProcessIOStream, text string) {
 	})
 }
 
-func (a *fakeAgent) AttachInput(_ context.Context, _ string, id *mesosv1.ContainerID, next func() (*agentv1.ProcessIO, error)) error {
+func (a *fakeAgent) AttachInput(ctx context.Context, _ string, id *mesosv1.ContainerID, next func(context.Context) (*agentv1.ProcessIO, error)) error {
 	if id.GetValue() == "unknown" {
 		return httpError{http.StatusNotFound, "Container cannot be found"}
 	}
 	for {
-		in, err := next()
+		in, err := next(ctx)
 		if err != nil {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -20,7 +21,7 @@ const (
 
 // A Route is one row of a server's table. A request is served by the row with the longest path that is
 // the request's path or whole leading segments of it, after an optional /master or /slave(1) in front
-// and an optional slash at the end.
+// and an optional slash at the end. Rows with the same path differ in their methods.
 type Route struct {
 	Path    string   // begins with a slash
 	Aliases []string // further paths
@@ -43,26 +44,55 @@ type Route struct {
 type table struct {
 	prefix string // "/master" or "/slave(1)"
 	routes []Route
-	byPath map[string]*Route
+	byPath map[string][]*Route
 }
 
 func newTable(prefix string, routes []Route) *table {
-	t := &table{prefix: prefix, routes: routes, byPath: make(map[string]*Route)}
+	t := &table{prefix: prefix, routes: routes, byPath: make(map[string][]*Route)}
 	for i := range routes {
 		r := &routes[i]
 		for _, p := range append([]string{r.Path}, r.Aliases...) {
-			if t.byPath[p] != nil {
-				panic("two routes for " + p)
+			for _, other := range t.byPath[p] {
+				if len(r.Methods) == 0 || len(other.Methods) == 0 ||
+					slices.ContainsFunc(r.Methods, func(m string) bool { return slices.Contains(other.Methods, m) }) {
+					panic("two routes for " + p)
+				}
 			}
-			t.byPath[p] = r
+			t.byPath[p] = append(t.byPath[p], r)
 		}
 	}
 	return t
 }
 
-// find returns the route for a request's path, nil when there is none. rest is what of the path the
-// route's own path does not cover, without slashes around it.
-func (t *table) find(path string) (route *Route, rest string) {
+// match is a request's row, and what its path and method say beyond it.
+type match struct {
+	*Route
+	rest  string   // what of the path the row's own path does not cover, without slashes around it
+	allow []string // the methods of all rows of that path; nil is any
+}
+
+// serves tells whether the row takes a method.
+func (r *Route) serves(method string) bool {
+	return r.Methods == nil || slices.Contains(r.Methods, method)
+}
+
+// choose picks the row that takes a method, else the first: it then refuses the method, after it has
+// asked who sends it.
+func choose(rows []*Route, method, rest string) match {
+	m := match{Route: rows[0], rest: rest}
+	for i := len(rows) - 1; i >= 0; i-- {
+		if rows[i].serves(method) {
+			m.Route = rows[i]
+		}
+	}
+	for _, r := range rows {
+		m.allow = append(m.allow, r.Methods...)
+	}
+	return m
+}
+
+// find returns the row for a request; its Route is nil when there is none.
+func (t *table) find(method, path string) match {
 	if after, ok := strings.CutPrefix(path, t.prefix); ok && (after == "" || after[0] == '/') {
 		path = after
 	}
@@ -71,20 +101,23 @@ func (t *table) find(path string) (route *Route, rest string) {
 		path = "/"
 	}
 	if path[0] != '/' {
-		return nil, ""
+		return match{}
 	}
 	for p := path; p != ""; p = p[:strings.LastIndexByte(p, '/')] {
-		if r := t.byPath[p]; r != nil && (p == path || !r.Exact) {
-			return r, strings.Trim(path[len(p):], "/")
+		if rows := t.byPath[p]; rows != nil && (p == path || !rows[0].Exact) {
+			return choose(rows, method, strings.Trim(path[len(p):], "/"))
 		}
 	}
-	if r := t.byPath["/"]; r != nil && !r.Exact {
-		return r, strings.Trim(path, "/")
+	if rows := t.byPath["/"]; rows != nil && !rows[0].Exact {
+		return choose(rows, method, strings.Trim(path, "/"))
 	}
-	return nil, ""
+	return match{}
 }
 
-var onlyPost = []string{http.MethodPost}
+var (
+	onlyPost = []string{http.MethodPost}
+	onlyGet  = []string{http.MethodGet}
+)
 
 func (m *masterEdge) routes() []Route {
 	routes := []Route{
@@ -128,6 +161,12 @@ func (m *masterEdge) routes() []Route {
 		}
 		routes = append(routes, r)
 	}
+	routes = append(routes, Route{
+		Path: "/mosaic/v1/explain", Exact: true, Methods: onlyGet, Realm: RealmMasterReadOnly,
+		Doc:     "Why a framework or role is not offered what it needs; framework, role, need.",
+		handler: m.legacy("/mosaic/v1/explain", m.master.Legacy), first: m.notLeading,
+	})
+	routes = append(routes, m.writeRoutes()...)
 	return append(routes, m.commonRoutes(RealmMasterReadOnly)...)
 }
 

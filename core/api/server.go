@@ -63,7 +63,7 @@ func registered[C prometheus.Collector](r *prometheus.Registry, c C) C {
 
 // Routes returns the rows of the server's table, by path, for documentation and tests.
 func (s *Server) Routes() []Route {
-	return slices.SortedFunc(slices.Values(s.table.routes), func(a, b Route) int { return cmp.Compare(a.Path, b.Path) })
+	return slices.SortedStableFunc(slices.Values(s.table.routes), func(a, b Route) int { return cmp.Compare(a.Path, b.Path) })
 }
 
 // help answers /help: the table, for people.
@@ -84,9 +84,9 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w := &response{ResponseWriter: rw}
 	w.extendDeadline() // the connection may still have that of the request before
 	limitBodyTime(rw, r)
-	route, _ := s.table.find(r.URL.Path)
+	route := s.table.find(r.Method, r.URL.Path)
 	name := "none"
-	if route != nil {
+	if route.Route != nil {
 		name = route.Path
 	}
 	start := time.Now()
@@ -110,7 +110,7 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		}
 	}()
 
-	if route == nil {
+	if route.Route == nil {
 		writeError(w, http.StatusNotFound, "Not found: "+clip(r.URL.Path))
 		return
 	}
@@ -126,7 +126,7 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 }
 
 // serve applies a route's row: who asks, whether they may, and only then the rest, as Mesos orders it.
-func (s *Server) serve(w *response, r *http.Request, route *Route) error {
+func (s *Server) serve(w *response, r *http.Request, route match) error {
 	principal := ""
 	if a := s.cfg.Authenticators[route.Realm]; route.Realm != "" && a != nil {
 		p, err := a.Authenticate(r)
@@ -138,10 +138,10 @@ func (s *Server) serve(w *response, r *http.Request, route *Route) error {
 	if route.first != nil && route.first(w, r) {
 		return nil
 	}
-	if route.Methods != nil && !slices.Contains(route.Methods, r.Method) {
-		w.Header().Set("Allow", strings.Join(route.Methods, ", "))
+	if !route.serves(r.Method) {
+		w.Header().Set("Allow", strings.Join(route.allow, ", "))
 		return statusf(http.StatusMethodNotAllowed, "Expecting one of { '%s' }, but received '%s'",
-			strings.Join(route.Methods, "', '"), clip(r.Method))
+			strings.Join(route.allow, "', '"), clip(r.Method))
 	}
 	if route.Action != "" && s.cfg.Approver != nil {
 		if err := s.cfg.Approver.Approve(r.Context(), principal, route.Action, route.Path); err != nil {

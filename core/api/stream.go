@@ -19,6 +19,10 @@ const (
 	// reader that is further behind than several of those is not coming back.
 	streamBuffer = 32 << 20
 
+	// processIOPatience is what may wait for a client that is attached to a container. A person who pages through the
+	// output of a command wants it to wait; a terminal's pipe holds 64 KiB for the same reason.
+	processIOPatience = 256 << 10
+
 	// eventOverhead is what an event costs the buffer beside its bytes, so that empty ones are bounded
 	// too.
 	eventOverhead = 128
@@ -45,7 +49,10 @@ type stream[E codec.Message] struct {
 	// subscribed tells the event after which heartbeats begin, with one at once; nil is from the
 	// beginning, without.
 	subscribed func(E) bool
+	// patience, if not 0, is how much may wait before Send waits for the reader, instead of cutting it off.
+	patience int
 
+	room chan struct{} // holds one token when a patient Send may find place
 	wake chan struct{} // holds one token when there is something new to see under mu
 	done chan struct{} // closed when run has ended
 
@@ -66,16 +73,28 @@ func newStream[E codec.Message](t codec.Type, interval time.Duration, heartbeat 
 		subscribed: subscribed,
 		heartbeat:  heartbeat,
 		interval:   interval,
+		room:       make(chan struct{}, 1),
 		wake:       make(chan struct{}, 1),
 		done:       make(chan struct{}),
 	}
 }
 
-// Send queues e, or cuts the stream off when its buffer is full.
+// Send queues e, or cuts the stream off when its buffer is full; on a patient stream it waits for place.
 func (s *stream[E]) Send(e E) bool {
 	size := e.SizeVT() + eventOverhead
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for s.patience > 0 && !s.closed && s.waiting > 0 && s.waiting+size > s.patience {
+		s.mu.Unlock()
+		select {
+		case <-s.room:
+		case <-s.done:
+		}
+		s.mu.Lock()
+	}
+	if s.patience > 0 {
+		s.makeRoom() // for another that waits, to see for itself
+	}
 	if s.closed {
 		return false
 	}
@@ -102,6 +121,7 @@ func (s *stream[E]) Close() {
 	defer s.mu.Unlock()
 	s.closed = true
 	s.notify()
+	s.makeRoom()
 }
 
 // Done is closed when the stream has ended.
@@ -111,6 +131,14 @@ func (s *stream[E]) Done() <-chan struct{} { return s.done }
 func (s *stream[E]) notify() {
 	select {
 	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// makeRoom lets a Send that waits look again. It must be called with mu held.
+func (s *stream[E]) makeRoom() {
+	select {
+	case s.room <- struct{}{}:
 	default:
 	}
 }
@@ -196,6 +224,7 @@ func (s *stream[E]) run(ctx context.Context, w http.ResponseWriter) error {
 			}
 			s.mu.Lock()
 			s.waiting -= e.SizeVT() + eventOverhead
+			s.makeRoom()
 			s.mu.Unlock()
 		}
 		if cap(scratch)+cap(out) > 4*maxKeptScratch {

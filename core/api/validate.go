@@ -9,7 +9,6 @@ import (
 
 	"github.com/mosaic-cluster/mosaic/core/api/codec"
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
-	agentv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/agent"
 	executorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/executor"
 	masterv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/master"
 	schedulerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/scheduler"
@@ -124,74 +123,6 @@ func validateMasterCall(call *masterv1.Call) error {
 	case masterv1.Call_SHRINK_VOLUME:
 		if call.GetShrinkVolume().AgentId == nil {
 			return errors.New("Expecting 'shrink_volume.agent_id' to be present")
-		}
-	}
-	return nil
-}
-
-func validateAgentCall(call *agentv1.Call) error {
-	if err := expectField(call, "get_containers", "prune_images"); err != nil {
-		return err
-	}
-	id, nested, name := callContainerID(call)
-	if name == "" {
-		return nil
-	}
-	if err := validateContainerID(id); err != nil {
-		return fmt.Errorf("'%s.container_id' is invalid: %w", name, err)
-	}
-	if nested && id.Parent == nil {
-		return fmt.Errorf("Expecting '%s.container_id.parent' to be present", name)
-	}
-	return nil
-}
-
-// callContainerID returns the container that a call is about, and whether it must be a nested one. name
-// is that of the call's message, empty when the call is not about a container.
-func callContainerID(call *agentv1.Call) (id *mesosv1.ContainerID, nested bool, name string) {
-	switch call.GetType() {
-	case agentv1.Call_LAUNCH_NESTED_CONTAINER:
-		return call.GetLaunchNestedContainer().GetContainerId(), true, "launch_nested_container"
-	case agentv1.Call_WAIT_NESTED_CONTAINER:
-		return call.GetWaitNestedContainer().GetContainerId(), true, "wait_nested_container"
-	case agentv1.Call_KILL_NESTED_CONTAINER:
-		return call.GetKillNestedContainer().GetContainerId(), true, "kill_nested_container"
-	case agentv1.Call_REMOVE_NESTED_CONTAINER:
-		return call.GetRemoveNestedContainer().GetContainerId(), true, "remove_nested_container"
-	case agentv1.Call_LAUNCH_NESTED_CONTAINER_SESSION:
-		return call.GetLaunchNestedContainerSession().GetContainerId(), true, "launch_nested_container_session"
-	case agentv1.Call_ATTACH_CONTAINER_OUTPUT:
-		return call.GetAttachContainerOutput().GetContainerId(), false, "attach_container_output"
-	case agentv1.Call_LAUNCH_CONTAINER:
-		return call.GetLaunchContainer().GetContainerId(), false, "launch_container"
-	case agentv1.Call_WAIT_CONTAINER:
-		return call.GetWaitContainer().GetContainerId(), false, "wait_container"
-	case agentv1.Call_KILL_CONTAINER:
-		return call.GetKillContainer().GetContainerId(), false, "kill_container"
-	case agentv1.Call_REMOVE_CONTAINER:
-		return call.GetRemoveContainer().GetContainerId(), false, "remove_container"
-	}
-	return nil, false, ""
-}
-
-// Bounds of container ids. Ids become names of folders and cgroups.
-const (
-	maxContainerIDLength = 242
-	maxContainerNesting  = 32
-)
-
-func validateContainerID(id *mesosv1.ContainerID) error {
-	for level := 0; id != nil; id, level = id.Parent, level+1 {
-		v := id.GetValue()
-		switch {
-		case level >= maxContainerNesting:
-			return fmt.Errorf("more than %d levels of nesting", maxContainerNesting)
-		case v == "":
-			return errors.New("'ContainerID.value' must be non-empty")
-		case len(v) > maxContainerIDLength:
-			return fmt.Errorf("'ContainerID.value' must be at most %d characters", maxContainerIDLength)
-		case strings.ContainsFunc(v, func(c rune) bool { return c <= ' ' || c == 0x7f || c == '/' || c == '\\' || c == '.' }):
-			return errors.New("'ContainerID.value' contains an invalid character")
 		}
 	}
 	return nil

@@ -17,6 +17,9 @@ import (
 // defaultPath is used where neither task, image, isolator nor agent sets PATH.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+// defaultTerm is the kind of a terminal where nobody says another: what those that people sit at can do.
+const defaultTerm = "xterm-256color"
+
 // request puts together what the launcher is to create.
 func (c *Containerizer) request(ctx context.Context, spec *containerv1.Container, merged *containerv1.Proposal, who launcher.User) (*launcher.Request, error) {
 	path, argv := "", merged.GetArguments()
@@ -40,7 +43,8 @@ func (c *Containerizer) request(ctx context.Context, spec *containerv1.Container
 	return &launcher.Request{
 		Container: spec, Proposal: merged, Path: path, Argv: argv, Env: env, Dir: filepath.Clean("/" + dir), User: who,
 		Stdout: filepath.Join(spec.GetSandbox(), "stdout"), Stderr: filepath.Join(spec.GetSandbox(), "stderr"),
-		RunDir: filepath.Join(c.runDir, shortName(spec.GetId())),
+		RunDir:  filepath.Join(c.runDir, shortName(spec.GetId())),
+		Streams: spec.GetStreams(), Rows: uint16(spec.GetTerminalRows()), Columns: uint16(spec.GetTerminalColumns()),
 	}, nil
 }
 
@@ -115,6 +119,9 @@ func (c *Containerizer) environment(ctx context.Context, spec *containerv1.Conta
 			}
 		}
 		env[v.GetName()] = value
+	}
+	if spec.GetStreams() == containerv1.Container_TERMINAL && env["TERM"] == "" {
+		env["TERM"] = defaultTerm
 	}
 	list := make([]string, 0, len(env))
 	for _, name := range slices.Sorted(maps.Keys(env)) {

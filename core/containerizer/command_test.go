@@ -168,7 +168,6 @@ func TestWhatNobodyTakesCareOfIsNotIgnored(t *testing.T) {
 		"ipc namespace: no isolator":     {Type: mesos, LinuxInfo: &mesosv1.LinuxInfo{IpcMode: mesosv1.LinuxInfo_PRIVATE.Enum()}},
 		"resource limits: no isolator":   {Type: mesos, RlimitInfo: &mesosv1.RLimitInfo{Rlimits: []*mesosv1.RLimitInfo_RLimit{{}}}},
 		"a hostname: no isolator":        {Type: mesos, Hostname: new("x")},
-		"asks for a terminal":            {Type: mesos, TtyInfo: &mesosv1.TTYInfo{}},
 		"type DOCKER":                    {Type: mesosv1.ContainerInfo_DOCKER.Enum()},
 		"it pulls nothing from registries": {Type: mesos, Mesos: &mesosv1.ContainerInfo_MesosInfo{Image: &mesosv1.Image{
 			Type: mesosv1.Image_DOCKER.Enum(), Docker: &mesosv1.Image_Docker{Name: new("alpine")}}}},

@@ -65,6 +65,9 @@ type container struct {
 	cleanups      map[string]string // operation ids of cleanups whose outcome is unknown
 	forgotten     bool
 	early         *mesosv1.ContainerStatus // for the first Status after the launch, nil when that was
+	streams       launcher.Streams         // opened before the start, for the first that reads; nil once it does
+	readers       int                      // clients that read its streams
+	drained       chan struct{}            // closed when readers came back to 0; nil before the first
 }
 
 func newContainer(spec *containerv1.Container) *container {
@@ -126,6 +129,13 @@ func (ct *container) running() launcher.Handle {
 		return ct.handle
 	}
 	return nil
+}
+
+// takesNested says whether containers may be nested in it: it runs, and nobody has begun to end it.
+func (ct *container) takesNested() bool {
+	ct.mu.Lock()
+	defer ct.mu.Unlock()
+	return !ct.condemned && ct.handle != nil && ct.phase == containerv1.Checkpoint_RUNNING
 }
 
 // condemn notes why the container is to end, ends a launch under way, and says whether it is the first to do so.

@@ -125,6 +125,8 @@ type Containerizer struct {
 	intents *intents
 
 	hostUsers hostUsers
+	// inside looks up a container's namespaces; another in tests, whose processes are none.
+	inside func(*container) (*namespaces, error)
 
 	warming sync.Once
 	warmed  bool // set in warming
@@ -163,6 +165,7 @@ func New(cfg Config) (*Containerizer, error) {
 		cfg: cfg, log: cfg.Logger,
 		runDir:     filepath.Join(cfg.RunDir, "c"),
 		containers: map[string]*container{}, skips: map[string]int{},
+		inside: namespacesOf,
 	}
 	c.life, c.end = context.WithCancel(context.Background())
 	if err := os.MkdirAll(c.runDir, 0o700); err != nil {
@@ -311,10 +314,10 @@ func (c *Containerizer) Destroy(ctx context.Context, id string, why *containerv1
 	if err != nil {
 		return err
 	}
-	if err := c.destroyNested(ctx, id); err != nil {
+	first := ct.condemn(why) // first of all: nothing is nested in it any more
+	if err := c.destroyNested(ctx, ct, why); err != nil {
 		return fmt.Errorf("destroy container %s: %w", id, err)
 	}
-	first := ct.condemn(why)
 	if h := ct.running(); h != nil {
 		kill, cancel := context.WithTimeout(ctx, destroyTimeout)
 		err = ct.destroyHandle(kill)
@@ -334,14 +337,29 @@ func (c *Containerizer) Destroy(ctx context.Context, id string, why *containerv1
 	}
 }
 
-// destroyNested destroys the containers directly nested in id.
-func (c *Containerizer) destroyNested(ctx context.Context, id string) error {
-	for _, child := range c.childrenOf(id) {
-		if err := c.Destroy(ctx, child, nil); err != nil && !errors.Is(err, ErrNotFound) {
-			return err
-		}
+// destroyNested ends the containers nested in ct, the deepest first, and returns when no process of them is left. why is
+// why ct itself ends, if anybody said.
+func (c *Containerizer) destroyNested(ctx context.Context, ct *container, why *containerv1.Termination) error {
+	children := c.childrenOf(ct.id)
+	errs := make([]error, len(children))
+	var wg sync.WaitGroup
+	for n, child := range children {
+		wg.Go(func() {
+			err := c.Destroy(ctx, child.id, c.endedWith(child, why))
+			if errors.Is(err, ErrNotFound) {
+				return // gone meanwhile
+			}
+			if err == nil {
+				// One that had ended already: how is written before what tells it goes with its parent.
+				if err = c.save(ctx, child); err == nil {
+					err = child.destroyHandle(ctx)
+				}
+			}
+			errs[n] = err
+		})
 	}
-	return nil
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // insist goes on killing what could not be killed at once.
@@ -373,17 +391,24 @@ func (c *Containerizer) Forget(_ context.Context, id string) error {
 	}
 }
 
-// Limited ends a container that reached a limit; the module host calls it when a module says so.
+// Limited ends a container that reached a limit; the module host calls it when a module says so. One that shares its
+// parent's limits reached those of its parent, which ends with all that is nested in it.
 func (c *Containerizer) Limited(module string, l *modulev1.Limitation) {
 	ct, err := c.find(l.GetContainerId())
 	if err != nil {
 		return // ended and forgotten while the event travelled
 	}
 	c.log.Info("container reached a limit", "container", ct.id, "module", module, "reason", l.GetReason(), "message", l.GetMessage())
+	c.limit(c.held(ct), l)
+}
+
+// limit ends a container whose limit was reached.
+func (c *Containerizer) limit(ct *container, l *modulev1.Limitation) {
 	c.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(c.life, destroyTimeout)
 		defer cancel()
-		if err := c.Destroy(ctx, ct.id, limitation(l)); err != nil && c.life.Err() == nil {
+		err := c.Destroy(ctx, ct.id, limitation(l))
+		if err != nil && !errors.Is(err, ErrNotFound) && c.life.Err() == nil {
 			c.log.Warn("destroy a container that reached a limit", "container", ct.id, "error", err)
 		}
 	})
@@ -397,13 +422,13 @@ func limitation(l *modulev1.Limitation) *containerv1.Termination {
 	}
 }
 
-// childrenOf returns the ids of containers directly nested in id that have not ended.
-func (c *Containerizer) childrenOf(id string) []string {
-	var children []string
+// childrenOf returns the containers directly nested in id of which anything is left.
+func (c *Containerizer) childrenOf(id string) []*container {
+	var children []*container
 	for _, ct := range c.all() {
 		ct.mu.Lock()
-		if ct.spec.GetParentId() == id && ct.phase != containerv1.Checkpoint_ENDED {
-			children = append(children, ct.id)
+		if ct.spec.GetParentId() == id {
+			children = append(children, ct)
 		}
 		ct.mu.Unlock()
 	}

@@ -20,7 +20,7 @@ import (
 
 // A container of class DEBUG is one more command in its parent's: in its namespaces and below its cgroup, as its user,
 // with its environment, working directory, limits, capabilities and filter. What it prints is appended to the parent's
-// stderr. Since it is given nothing that its parent does not have, no isolator is asked about it.
+// stderr, or, in a session, sent to whoever attaches. Since it is given nothing that its parent does not have, no isolator is asked about it.
 //
 // It serves whoever asked for it and does not outlive the agent. Its intent therefore stays until it is gone, and
 // nothing of it is stored: a new agent finds the intent and takes it down, and a check every few seconds costs no
@@ -33,7 +33,7 @@ func checkDebug(want *containerv1.Container) error {
 		return nil
 	case want.GetParentId() == "":
 		return errors.New("a debug container needs a parent")
-	case want.GetContainerInfo() != nil || want.GetLocalImage() != "" || want.GetRootfs() != "":
+	case asksForItsOwn(want.GetContainerInfo()) || want.GetLocalImage() != "" || want.GetRootfs() != "":
 		return errors.New("a debug container has its parent's root filesystem, volumes and networks, and none of its own")
 	case want.GetCommand().GetValue() == "":
 		return errors.New("a debug container runs no image's command: got none of its own")
@@ -41,6 +41,14 @@ func checkDebug(want *containerv1.Container) error {
 		return errors.New("a debug container fetches nothing")
 	}
 	return nil
+}
+
+// asksForItsOwn says whether a description asks for more than a terminal.
+func asksForItsOwn(info *mesosv1.ContainerInfo) bool {
+	if info == nil {
+		return false
+	}
+	return !proto.Equal(info, &mesosv1.ContainerInfo{Type: info.Type, TtyInfo: info.TtyInfo}) || info.GetType() == mesosv1.ContainerInfo_DOCKER && info.Type != nil
 }
 
 // launchDebug is Launch for a container of class DEBUG.
@@ -59,7 +67,7 @@ func (c *Containerizer) launchDebug(ctx context.Context, ct *container) (pid int
 		// In the parent's own it could not be killed alone.
 		return 0, fmt.Errorf("cgroup %q: want one below the parent's, %q", ct.spec.GetCgroup(), outer)
 	}
-	inside, err := namespacesOf(parent)
+	inside, err := c.inside(parent)
 	defer inside.close()
 	if err != nil {
 		return 0, err
@@ -77,6 +85,11 @@ func (c *Containerizer) launchDebug(ctx context.Context, ct *container) (pid int
 		return 0, err // the launcher names itself
 	}
 	c.created(ct, chosen, handle, &containerv1.Spec{Merged: request.Proposal})
+	if request.Streams != containerv1.Container_FILES {
+		if err := c.holdStreams(ctx, ct, handle); err != nil {
+			return 0, err
+		}
+	}
 	if err := start(ctx, handle); err != nil {
 		return 0, fmt.Errorf("launcher(%s): %w", chosen.Name(), err)
 	}
@@ -94,11 +107,15 @@ func (c *Containerizer) debugRequest(ctx context.Context, ct, parent *container,
 	if merged == nil {
 		return nil, fmt.Errorf("parent: %w", ErrNotRunning)
 	}
-	who, err := c.identify(spec.GetUser(), spec.GetRootfs())
+	as := proto.CloneOf(spec)
+	if user := ct.spec.GetUser(); user != "" {
+		as.User = user
+	}
+	who, err := c.identify(as.GetUser(), spec.GetRootfs())
 	if err != nil {
 		return nil, err
 	}
-	as := proto.CloneOf(spec)
+	as.Streams, as.TerminalRows, as.TerminalColumns = ct.spec.GetStreams(), ct.spec.GetTerminalRows(), ct.spec.GetTerminalColumns()
 	as.Command = proto.CloneOf(ct.spec.GetCommand())
 	as.Command.Environment = &mesosv1.Environment{Variables: slices.Concat(
 		spec.GetCommand().GetEnvironment().GetVariables(), ct.spec.GetCommand().GetEnvironment().GetVariables(),
@@ -113,6 +130,10 @@ func (c *Containerizer) debugRequest(ctx context.Context, ct, parent *container,
 	}
 	r.Container, r.Within = ct.spec, spec.GetCgroup()
 	r.Stdout = r.Stderr
+	if r.Streams != containerv1.Container_FILES {
+		r.Stdout, r.Stderr = "", "" // a session's is its client's alone
+	}
+	r.Beside = c.rootHandle(ct)
 	r.RunDir = filepath.Join(c.runDir, shortName(ct.id))
 	return r, nil
 }

@@ -59,6 +59,9 @@ func (c *Containerizer) verdict(ct *container, waitStatus int, known bool) *cont
 	}
 	if l := c.limitReached(ct); l != nil {
 		adopt(end, limitation(l))
+		if held := c.held(ct); held != ct {
+			c.limit(held, l) // the module's own word of it may come when this one is forgotten
+		}
 	} else if !known {
 		end.State, end.Message = mesosv1.TaskState_TASK_FAILED.String(), statusUnknown
 	}
@@ -129,8 +132,14 @@ var errUntried = errors.New("not tried yet")
 //
 // Containers nested in it go before it.
 func (c *Containerizer) dismantle(ctx context.Context, ct *container) error {
+	ct.mu.Lock()
+	why := ct.termination
+	if why == nil {
+		why = ct.why
+	}
+	ct.mu.Unlock()
 	kill, cancel := context.WithTimeout(ctx, destroyTimeout)
-	err := c.destroyNested(kill, ct.id)
+	err := c.destroyNested(kill, ct, why)
 	if err == nil {
 		err = c.fence(kill, ct)
 	}
@@ -144,7 +153,7 @@ func (c *Containerizer) dismantle(ctx context.Context, ct *container) error {
 	if c.cfg.Images != nil && imageOf(ct.spec) != "" {
 		err = errors.Join(err, c.cfg.Images.Remove(ctx, ct.id))
 	}
-	return err
+	return errors.Join(err, c.unstage(ct.id))
 }
 
 // fence proves that no process of the container is left.
@@ -206,6 +215,7 @@ func (c *Containerizer) settle(ct *container, owed error) {
 				c.log.Error("end of a container is not written", "error", err)
 			}
 		}
+		c.awaitReaders(ct)
 		owed = c.dismantle(c.life, ct)
 	}
 	if owed != nil {
@@ -227,6 +237,9 @@ func (c *Containerizer) settle(ct *container, owed error) {
 	case <-c.life.Done():
 		return
 	}
+	if !c.forgetNested(ct) {
+		return // closed
+	}
 	if err := c.drop(ct); err != nil {
 		c.log.Warn("checkpoint of a container stays", "error", err)
 		for range c.retries() {
@@ -235,6 +248,20 @@ func (c *Containerizer) settle(ct *container, owed error) {
 			}
 		}
 	}
+}
+
+// forgetNested lets go of what was nested in a container that is let go of, and returns when nothing of it is left: an
+// id below another means nothing without it. It says false when the containerizer is closed.
+func (c *Containerizer) forgetNested(ct *container) bool {
+	for _, child := range c.childrenOf(ct.id) {
+		child.forget()
+		select {
+		case <-child.gone:
+		case <-c.life.Done():
+			return false
+		}
+	}
+	return true
 }
 
 // forgetPatience is how long the agent may take to write down how a container ended, before that is done here. It takes
@@ -295,6 +322,7 @@ func (c *Containerizer) drop(ct *container) error {
 		return fmt.Errorf("drop container %s: %w", ct.id, err)
 	}
 	ct.deleted = true
+	ct.dropStreams()
 	c.mu.Lock()
 	delete(c.containers, ct.id)
 	c.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -53,7 +54,7 @@ type process struct {
 }
 
 func newMachine(t *testing.T) *machine {
-	m := &machine{boot: "boot-1", nextPid: 100, processes: map[string]*process{}, done: map[string]map[string]bool{},
+	m := &machine{boot: "boot-1", nextPid: 5_000_000 /* above any the kernel gives */, processes: map[string]*process{}, done: map[string]map[string]bool{},
 		disk: map[string][]byte{}, alone: map[string]bool{}}
 	t.Cleanup(func() {
 		for _, f := range m.faults {
@@ -107,6 +108,23 @@ func (m *machine) process(id string) *process {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.processes[id]
+}
+
+// namespacesOf are those of a process: what its request made anew or joined.
+func (m *machine) namespacesOf(ct *container) (*namespaces, error) {
+	p := m.process(ct.id)
+	if p == nil || p.over {
+		return &namespaces{}, ErrNotRunning
+	}
+	n := &namespaces{}
+	for _, ns := range p.request.Proposal.GetNamespaces() {
+		where := ns.GetPath()
+		if where == "" {
+			where = fmt.Sprintf("/ns/%s/%s", p.id, ns.GetType())
+		}
+		n.list = append(n.list, &containerv1.Namespace{Type: ns.GetType(), Path: where})
+	}
+	return n, nil
 }
 
 // left says what is still there of a container.
@@ -293,6 +311,11 @@ func (h *fakeHandle) Destroy(context.Context) error {
 	if h.p.stuck {
 		return errors.New("a process does not die")
 	}
+	for id, p := range h.l.m.processes {
+		if !p.over && strings.HasPrefix(p.request.Container.GetCgroup(), h.p.request.Container.GetCgroup()+"/") {
+			h.l.m.faults = append(h.l.m.faults, fmt.Sprintf("container %s was destroyed while %s, nested in it, ran", h.p.id, id))
+		}
+	}
 	h.l.m.endLocked(h.p, int(syscall.SIGKILL))
 	if h.l.m.processes[h.p.id] == h.p {
 		delete(h.l.m.processes, h.p.id)
@@ -466,9 +489,12 @@ func startAgent(t *testing.T, m *machine, runDir string, isolators ...Isolator) 
 		Fence: func(_ context.Context, cgroup string) error {
 			m.mu.Lock()
 			defer m.mu.Unlock()
-			id := filepath.Base(cgroup)
-			m.endLocked(m.processes[id], int(syscall.SIGKILL))
-			delete(m.processes, id)
+			for id, p := range m.processes {
+				if where := p.request.Container.GetCgroup(); where == cgroup || strings.HasPrefix(where, cgroup+"/") {
+					m.endLocked(p, int(syscall.SIGKILL))
+					delete(m.processes, id)
+				}
+			}
 			return nil
 		},
 		Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
@@ -476,6 +502,7 @@ func startAgent(t *testing.T, m *machine, runDir string, isolators ...Isolator) 
 	if err != nil {
 		t.Fatalf("New: %v", err)
 	}
+	c.inside = m.namespacesOf
 	return c, l
 }
 

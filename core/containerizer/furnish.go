@@ -173,8 +173,9 @@ func imageOf(spec *containerv1.Container) string {
 }
 
 // addOwnMounts adds what a container with its own root filesystem needs whatever its isolators say: its sandbox, its
-// persistent volumes, and, while it shares the host's network, the host's names. What an isolator mounts at the same place goes before.
-func addOwnMounts(spec *containerv1.Container, merged *containerv1.Spec) error {
+// persistent volumes, and, while it shares the host's or its parent's network, the names that go with it. What an
+// isolator mounts at the same place goes before.
+func addOwnMounts(spec *containerv1.Container, parent *container, merged *containerv1.Spec) error {
 	if spec.GetRootfs() == "" {
 		return nil
 	}
@@ -182,11 +183,10 @@ func addOwnMounts(spec *containerv1.Container, merged *containerv1.Spec) error {
 	own := []*containerv1.Mount{{
 		Destination: spec.GetSandboxInContainer(), Source: spec.GetSandbox(), Type: "bind", Options: []string{"rbind", "rw"},
 	}}
-	if _, private := merged.Owners["namespaces."+containerv1.Namespace_NETWORK.String()]; !private {
-		for _, file := range []string{"/etc/resolv.conf", "/etc/hosts"} {
-			_, taken := merged.Owners["mounts."+file]
-			if source, err := filepath.EvalSymlinks(file); err == nil && !taken {
-				own = append(own, &containerv1.Mount{Destination: file, Source: source, Type: "bind", Options: []string{"bind", "ro"}})
+	if owner := merged.Owners["namespaces."+containerv1.Namespace_NETWORK.String()]; owner == "" || owner == agentOwner {
+		for _, m := range namesOf(parent) {
+			if merged.Owners["mounts."+m.Destination] == "" {
+				own = append(own, m)
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"path/filepath"
 	"strings"
 	"time"
@@ -60,7 +61,21 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 	if err != nil {
 		return 0, err
 	}
-	if err := addOwnMounts(ct.spec, spec); err != nil {
+	parent, err := c.parent(ct)
+	if err != nil {
+		return 0, err
+	}
+	if parent != nil {
+		inside, err := c.inside(parent)
+		defer inside.close()
+		if err != nil {
+			return 0, fmt.Errorf("parent: %w", err)
+		}
+		if err := c.nest(ct, parent, inside, spec); err != nil {
+			return 0, err
+		}
+	}
+	if err := addOwnMounts(ct.spec, parent, spec); err != nil {
 		return 0, err
 	}
 	if err := unmet(ct.spec, spec); err != nil {
@@ -72,6 +87,12 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 	request, err := c.request(ctx, ct.spec, spec.GetMerged(), who)
 	if err != nil {
 		return 0, err
+	}
+	if parent != nil {
+		parent.mu.Lock()
+		request.Within = parent.spec.GetCgroup()
+		parent.mu.Unlock()
+		request.Beside = c.rootHandle(ct)
 	}
 	chosen, err := c.choose(request)
 	if err != nil {
@@ -117,7 +138,9 @@ func (c *Containerizer) admit(ctx context.Context, want *containerv1.Container) 
 	if err := checkContainer(want); err != nil {
 		return nil, nil, err
 	}
-	ct := newContainer(proto.CloneOf(want))
+	want = proto.CloneOf(want)
+	attachable(want)
+	ct := newContainer(want)
 	ct.bootID, ct.resumed = c.cfg.BootID, true
 	ct.reason = isolatorv1.CleanupRequest_LAUNCH_FAILED
 	ctx, ct.cancel = context.WithCancelCause(ctx)
@@ -129,11 +152,16 @@ func (c *Containerizer) admit(ctx context.Context, want *containerv1.Container) 
 		old := c.containers[ct.id]
 		if old == nil {
 			if parent := want.GetParentId(); parent != "" {
-				if p := c.containers[parent]; p == nil || p.running() == nil {
+				p := c.containers[parent]
+				if p == nil || !p.takesNested() {
 					c.mu.Unlock()
 					ct.cancel(nil)
 					return nil, nil, fmt.Errorf("parent %s: %w", parent, ErrNotRunning)
 				}
+				p.mu.Lock()
+				outer := p.spec
+				p.mu.Unlock()
+				placeIn(ct.spec, outer)
 			}
 			c.containers[ct.id] = ct
 			c.mu.Unlock()
@@ -163,6 +191,9 @@ const maxID = 242
 func checkContainer(want *containerv1.Container) error {
 	id := want.GetId()
 	own := id
+	if want.GetStandalone() && (want.GetParentId() != "" || want.GetFrameworkId() != "" || want.GetExecutorId() != "") {
+		return errors.New("a standalone container has neither parent nor framework nor executor")
+	}
 	if parent := want.GetParentId(); parent != "" {
 		if !strings.HasPrefix(id, parent+".") {
 			return fmt.Errorf("id %q: want parent %q and a dot before it", id, parent)
@@ -179,7 +210,22 @@ func checkContainer(want *containerv1.Container) error {
 	case want.GetCgroup() != "" && !filepath.IsLocal(want.GetCgroup()):
 		return fmt.Errorf("cgroup %q: want a path below the containers' root", want.GetCgroup())
 	}
+	if max(want.GetTerminalRows(), want.GetTerminalColumns()) > math.MaxUint16 {
+		return fmt.Errorf("terminal: got %d rows and %d columns", want.GetTerminalRows(), want.GetTerminalColumns())
+	}
 	return checkDebug(want)
+}
+
+// attachable gives a container that asks for a terminal in Mesos's words what those mean here.
+func attachable(want *containerv1.Container) {
+	tty := want.GetContainerInfo().GetTtyInfo()
+	if tty == nil {
+		return
+	}
+	want.Streams = containerv1.Container_TERMINAL
+	if size := tty.GetWindowSize(); size != nil && want.GetTerminalRows() == 0 && want.GetTerminalColumns() == 0 {
+		want.TerminalRows, want.TerminalColumns = size.GetRows(), size.GetColumns()
+	}
 }
 
 // choose returns the first launcher that can apply everything. There is no second best: a container is not run with

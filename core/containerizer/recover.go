@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"google.golang.org/protobuf/proto"
@@ -87,8 +88,12 @@ func fromCheckpoint(cp *containerv1.Checkpoint, stored bool) *container {
 // agent's death cut off is undone, modules are told to clean up also after ids without any trace (see Launch), and
 // Launch waits for that.
 //
-// Containers not in known are orphans: killed and cleaned up. When Recover returns, nothing runs that is not returned
-// as RUNNING, unless it could not be killed; then its id stays taken until it is. Cleanups go on in the background.
+// Standalone containers, and what is nested in them or in a container in known, go on as well, without being returned
+// unless they are in known; Containers lists them. A container whose parent ended meanwhile is ended after it was
+// found, as at any other time.
+//
+// All others are orphans: killed and cleaned up. When Recover returns, nothing else runs, unless it could not be killed;
+// then its id stays taken until it is. Cleanups go on in the background.
 //
 // Errors: the root filesystems could not be looked through, or ctx ended. Recover may be called again.
 func (c *Containerizer) Recover(ctx context.Context, known []string) ([]*containerv1.Checkpoint, error) {
@@ -106,8 +111,11 @@ func (c *Containerizer) Recover(ctx context.Context, known []string) ([]*contain
 		}
 	}
 	c.warm()
+	c.unstageStrangers()
 	list := c.all()
-	c.each32(list, func(ct *container) { c.resume(ctx, ct, wanted[ct.id]) })
+	for _, level := range deepestFirst(list) {
+		c.each32(level, func(ct *container) { c.resume(ctx, ct, c.isWanted(ct, wanted)) })
+	}
 	c.cleanTraceless(known)
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("recover containers: %w", err)
@@ -123,6 +131,37 @@ func (c *Containerizer) Recover(ctx context.Context, known []string) ([]*contain
 		return cmp.Compare(a.GetContainer().GetId(), b.GetContainer().GetId())
 	})
 	return result, nil
+}
+
+// deepestFirst sorts containers by how deep they are nested. A container that is found ended takes down at once what
+// is nested in it, which must be known by then.
+func deepestFirst(list []*container) [][]*container {
+	var levels [][]*container
+	for _, ct := range list {
+		depth := strings.Count(ct.id, ".")
+		for len(levels) <= depth {
+			levels = append(levels, nil)
+		}
+		levels[depth] = append(levels[depth], ct)
+	}
+	slices.Reverse(levels)
+	return levels
+}
+
+// isWanted says whether a container that was found may go on: the agent answers for it or for the root container that
+// it is nested in, or an operator launched that one.
+func (c *Containerizer) isWanted(ct *container, known map[string]bool) bool {
+	if known[ct.id] {
+		return true
+	}
+	for id := ct.spec.GetParentId(); id != ""; {
+		parent, err := c.find(id)
+		if err != nil {
+			return false // a piece of something that is gone
+		}
+		ct, id = parent, parent.spec.GetParentId()
+	}
+	return known[ct.id] || ct.spec.GetStandalone()
 }
 
 func (c *Containerizer) each32(list []*container, f func(*container)) {
@@ -277,8 +316,8 @@ func (c *Containerizer) reattach(ctx context.Context, ct *container) error {
 // were never launched, and of some a power cut may have taken the intent (see Launch).
 func (c *Containerizer) cleanTraceless(known []string) {
 	for _, id := range known {
-		ct := newContainer(&containerv1.Container{Id: id, Generation: 1, Cgroup: path.Join(c.cfg.CgroupRoot, id)})
-		for _, i := range c.isolators().list {
+		ct := newContainer(&containerv1.Container{Id: id, ParentId: parentOf(id), Generation: 1, Cgroup: path.Join(c.cfg.CgroupRoot, id)})
+		for _, i := range c.isolators().forContainer(ct.spec) {
 			ct.modules = append(ct.modules, &containerv1.ModuleState{Module: i.Name()})
 		}
 		ct.reason, ct.found, ct.resumed = isolatorv1.CleanupRequest_LAUNCH_FAILED, true, true

@@ -1,7 +1,6 @@
 package containerizer
 
 import (
-	"errors"
 	"fmt"
 	"path"
 	"strings"
@@ -54,9 +53,6 @@ func unmet(spec *containerv1.Container, merged *containerv1.Spec) error {
 		if x.asked && !x.met {
 			return fmt.Errorf("container asks for %s: no isolator of this agent sets that", x.what)
 		}
-	}
-	if info.GetTtyInfo() != nil {
-		return errors.New("container asks for a terminal, which this agent cannot give")
 	}
 	return nil
 }

@@ -76,7 +76,7 @@ func TestPersistentVolumesAreMountedIntoAnImage(t *testing.T) {
 		},
 	}
 	merged := &containerv1.Spec{Merged: &containerv1.Proposal{}, Owners: map[string]string{"namespaces.NETWORK": "n"}}
-	if err := addOwnMounts(spec, merged); err != nil {
+	if err := addOwnMounts(spec, nil, merged); err != nil {
 		t.Fatal(err)
 	}
 	var got []string
@@ -95,7 +95,7 @@ func TestPersistentVolumesAreMountedIntoAnImage(t *testing.T) {
 		t.Errorf("unmet = %v, want nil", err)
 	}
 	taken := &containerv1.Spec{Merged: &containerv1.Proposal{}, Owners: map[string]string{"mounts./var/lib/b": "x", "namespaces.NETWORK": "n"}}
-	if err := addOwnMounts(spec, taken); err == nil || !strings.Contains(err.Error(), "isolator(x)") {
+	if err := addOwnMounts(spec, nil, taken); err == nil || !strings.Contains(err.Error(), "isolator(x)") {
 		t.Errorf("a place that an isolator took: %v, want an error that names it", err)
 	}
 }

@@ -87,6 +87,7 @@ func (x *acceptance) mayRun(user string) error {
 // accept carries out operations on what the offers hold, in order, and gives the rest back with the
 // call's filters.
 func (s *state) accept(f *framework, call *schedulerv1.Call_Accept, denied map[string]error, now time.Time) {
+	s.allocator.Answered(f.id, now)
 	offers, err := s.chosenOffers(f, call.GetOfferIds())
 	if err != nil {
 		for _, o := range offers {

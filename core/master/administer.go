@@ -218,10 +218,14 @@ func (m *Master) drainAgent(ctx context.Context, principal string, call *masterv
 		}
 		config.MaxGracePeriod = &mesosv1.DurationInfo{Nanoseconds: ptr(d.AsDuration().Nanoseconds())}
 	}
+	s := m.s
 	id := call.GetAgentId().GetValue()
 	return m.changeRecord(ctx, id, func(x standing, r registry.Agent) (registry.Agent, error) {
 		if x.agent != nil && !x.agent.can(mesosv1.AgentInfo_Capability_AGENT_DRAINING) {
 			return r, badRequest("Agent %s is not capable of being drained", id)
+		}
+		if x.agent != nil && s.machineOf(x.agent.info, x.agent.peer) != nil || x.agent == nil && s.machineOf(r.Info, "") != nil {
+			return r, badRequest("Agent %s is currently in a maintenance window", id)
 		}
 		r.Deactivated = true
 		r.Drain = &mesosv1.DrainInfo{State: mesosv1.DrainState_DRAINING.Enum(), Config: config}
@@ -284,6 +288,7 @@ func (s *state) goneRemoval(a *agent) removal {
 func (s *state) departForGood(a *agent, now time.Time) ([]change, func(time.Time)) {
 	a.leaving = true
 	s.rescindAll(a, now)
+	s.rescindInverses(a)
 	s.allocator.DeactivateAgent(a.id)
 	return []change{registry.PutGone(a.id, registry.Departure{Since: now, Agent: a.record}), registry.RemoveAgent(a.id)},
 		func(then time.Time) {

@@ -32,11 +32,13 @@ type agent struct {
 	// leaving: a change in the registry that ends its registration is under way.
 	leaving                  bool
 	registered, reregistered time.Time
-	drainStarted             time.Time // zero unless it is drained, or was and is not reactivated
+	drainStarted             time.Time       // zero unless it is drained, or was and is not reactivated
+	unavailable              *unavailability // nil unless its machine is to go away
 
 	ping     *timer
-	awaiting bool // the last ping has no answer yet
-	missed   int  // pings without an answer, in a row
+	removal  *timer // runs when it is its turn to be given up; nil while there is no reason to
+	awaiting bool   // the last ping has no answer yet
+	missed   int    // pings without an answer, in a row
 
 	tasks     map[*task]struct{}
 	executors map[executorKey]*executor
@@ -112,6 +114,18 @@ func (s *state) hello(c *agentConn, h *clusterv1.Hello, now time.Time) {
 	info := h.GetAgent()
 	if err := validateAgent(h); err != nil {
 		s.refuseAgent(c, true, "%v", err)
+		return
+	}
+	if s.refuseDown(c, info) {
+		return
+	}
+	// Not for good: an agent with another configuration may come back with its tasks.
+	switch {
+	case s.cfg.RequireAgentDomain && info.GetDomain().GetFaultDomain() == nil:
+		s.refuseAgent(c, false, "the agent has no fault domain, and this master requires one")
+		return
+	case s.cfg.Domain == nil && info.GetDomain().GetFaultDomain() != nil:
+		s.refuseAgent(c, false, "the agent has a fault domain, and this master has none")
 		return
 	}
 	id := info.GetId().GetValue()
@@ -289,6 +303,7 @@ func (s *state) register(c *agentConn, h *clusterv1.Hello, record registry.Agent
 		s.obeyRecord(a, now)
 	}
 	s.pingAgent(a, now)
+	s.obeyMaintenance(a, now)
 	s.log.Info("agent registered", "agent", id, "hostname", a.info.GetHostname(), "tasks", len(a.tasks), "resources", a.total.String())
 }
 
@@ -480,10 +495,11 @@ func (s *state) reconnect(a *agent, c *agentConn, h *clusterv1.Hello, now time.T
 	}
 	s.tellShutdown(a, shutdown)
 	s.tellFrameworks(a, h)
-	a.missed, a.awaiting = 0, false
+	s.answered(a)
 	if a.record.Drain != nil {
 		s.obeyRecord(a, now)
 	}
+	s.obeyMaintenance(a, now)
 	s.allocateBy(now)
 	s.log.Info("agent reconnected", "agent", a.id, "tasks", len(a.tasks))
 }
@@ -498,9 +514,31 @@ func (s *state) agentDisconnected(c *agentConn, now time.Time) {
 	}
 	a.conn, c.agent = nil, nil
 	s.rescindAll(a, now)
+	s.rescindInverses(a)
 	s.allocator.DeactivateAgent(a.id)
 	s.showAgent(a)
+	s.loseUncheckpointed(a, now)
 	s.log.Info("agent disconnected", "agent", a.id)
+}
+
+// loseUncheckpointed ends what frameworks that do not checkpoint have on an agent that is away: it may have been
+// restarted, and such tasks do not survive that. If it was not, it is told to kill them when it returns.
+func (s *state) loseUncheckpointed(a *agent, now time.Time) {
+	if a.leaving {
+		return
+	}
+	for _, t := range sortedAgentTasks(a) {
+		if t.framework.info.GetCheckpoint() || terminal(t.state()) {
+			continue
+		}
+		s.loseTask(t, mesosv1.TaskState_TASK_GONE, mesosv1.TaskStatus_REASON_AGENT_DISCONNECTED,
+			"Agent "+a.info.GetHostname()+" disconnected", now)
+	}
+	for _, e := range executorsOf(a) {
+		if !e.framework.info.GetCheckpoint() {
+			s.removeExecutor(e, now)
+		}
+	}
 }
 
 // pingAgent asks the agent for a sign of life at every interval, also while it has no stream, and gives
@@ -509,7 +547,7 @@ func (s *state) pingAgent(a *agent, now time.Time) {
 	if a.awaiting {
 		if a.missed++; a.missed >= s.cfg.MaxPingTimeouts && !a.leaving {
 			s.log.Warn("agent does not answer pings", "agent", a.id, "missed", a.missed)
-			s.markUnreachable(a, now)
+			s.giveUp(a, now)
 		}
 	}
 	a.awaiting = true
@@ -537,6 +575,44 @@ func (r *removal) operations() mesosv1.OperationState {
 	return mesosv1.OperationState_OPERATION_DROPPED
 }
 
+// giveUp has an agent be unreachable when it is its turn.
+func (s *state) giveUp(a *agent, now time.Time) {
+	if a.removal != nil {
+		return
+	}
+	s.metrics.unreachableScheduled.Add(1)
+	a.removal = s.timers.set(s.removalTurn(now), func(now time.Time) {
+		a.removal = nil
+		if !a.leaving {
+			s.metrics.unreachableCompleted.Add(1)
+			s.markUnreachable(a, now)
+		}
+	})
+}
+
+// answered notes a sign of life of an agent, which is not given up then.
+func (s *state) answered(a *agent) {
+	a.missed, a.awaiting = 0, false
+	if a.removal != nil {
+		s.timers.stop(a.removal)
+		a.removal = nil
+		s.metrics.unreachableCanceled.Add(1)
+	}
+}
+
+// removalTurn is when the next agent may be given up.
+func (s *state) removalTurn(now time.Time) time.Time {
+	if s.cfg.RemovalInterval <= 0 {
+		return now
+	}
+	at := s.nextRemoval
+	if at.Before(now) {
+		at = now
+	}
+	s.nextRemoval = at.Add(s.cfg.RemovalInterval)
+	return at
+}
+
 // markUnreachable gives up an agent that may return.
 func (s *state) markUnreachable(a *agent, now time.Time) {
 	s.dismiss(a, agentUnreachable(a.record, now), removal{
@@ -552,6 +628,7 @@ func (s *state) markUnreachable(a *agent, now time.Time) {
 func (s *state) dismiss(a *agent, changes []change, r removal) {
 	a.leaving = true
 	s.rescindAll(a, s.cfg.Now())
+	s.rescindInverses(a)
 	s.allocator.DeactivateAgent(a.id)
 	s.persist(changes, func(now time.Time) { s.removeAgent(a, r, now) })
 }
@@ -564,7 +641,10 @@ func (s *state) removeAgent(a *agent, r removal, now time.Time) {
 		a.conn = nil
 	}
 	s.timers.stop(a.ping)
+	s.timers.stop(a.removal)
 	s.rescindAll(a, now)
+	s.rescindInverses(a)
+	delete(s.unavailable, a.id)
 	for _, e := range executorsOf(a) {
 		s.removeExecutor(e, now)
 	}

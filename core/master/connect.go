@@ -126,7 +126,7 @@ func (s *state) fromAgent(c *agentConn, msg *clusterv1.FromAgent, now time.Time)
 		return
 	}
 	if _, pong := msg.Message.(*clusterv1.FromAgent_Pong); pong {
-		a.missed, a.awaiting = 0, false
+		s.answered(a)
 		return
 	}
 	if a.leaving {

@@ -39,6 +39,7 @@ type framework struct {
 	unreachableTasks history
 	executors        map[*executor]struct{}
 	offers           map[*offer]struct{}
+	inverses         map[*inverseOffer]struct{}
 	slot             int // in the view
 }
 
@@ -134,6 +135,7 @@ func (s *state) subscribe(sub subscription, now time.Time) {
 		f.registered = now
 		s.attach(f, sub, now)
 		s.allocator.AddFramework(id, info, sub.suppressed, true)
+		s.allocator.SetConstraints(id, sub.constraints.compiled)
 		s.showFramework(f)
 		s.emitFrameworkAdded(f)
 	} else {
@@ -142,6 +144,7 @@ func (s *state) subscribe(sub subscription, now time.Time) {
 			f.stream = nil
 		}
 		s.takeBackOffers(f, now)
+		s.takeBackInverses(f)
 		s.timers.stop(f.removal)
 		f.removal = nil
 		if f.returned {
@@ -153,6 +156,7 @@ func (s *state) subscribe(sub subscription, now time.Time) {
 		s.attach(f, sub, now)
 		s.allocator.DeactivateFramework(id) // which drops its filters
 		s.allocator.UpdateFramework(id, f.info, sub.suppressed)
+		s.allocator.SetConstraints(id, sub.constraints.compiled)
 		s.allocator.ActivateFramework(id)
 		s.showFramework(f)
 		s.emitFrameworkUpdated(f)
@@ -193,6 +197,7 @@ func (s *state) addFramework(info *mesosv1.FrameworkInfo, now time.Time) *framew
 		tasks:     make(map[string]*task),
 		executors: make(map[*executor]struct{}),
 		offers:    make(map[*offer]struct{}),
+		inverses:  make(map[*inverseOffer]struct{}),
 	}
 	s.frameworks[f.id] = f
 	f.slot = s.views.frameworks.add(nil)
@@ -247,6 +252,7 @@ func (s *state) disconnect(id, streamID string, now time.Time) {
 	f.stream = nil
 	s.allocator.DeactivateFramework(f.id)
 	s.takeBackOffers(f, now)
+	s.takeBackInverses(f)
 	s.showFramework(f)
 	s.emitFrameworkUpdated(f)
 	s.log.Info("framework disconnected", "framework", f.id, "failover_timeout", failoverTimeout(f.info))
@@ -265,6 +271,8 @@ func (s *state) removeFramework(f *framework, now time.Time) {
 	}
 	s.timers.stop(f.removal)
 	s.takeBackOffers(f, now)
+	s.takeBackInverses(f)
+	s.forgetAnswers(f)
 	for _, t := range sortedTasks(f.tasks) {
 		if !terminal(t.state()) {
 			status := s.masterStatus(t.proto, mesosv1.TaskState_TASK_KILLED,

@@ -271,7 +271,11 @@ func TestOffersExpireAndAreOfferedAnew(t *testing.T) {
 		if len(events) == 0 || events[0].GetRescind().GetOfferId().GetValue() != o.GetId().GetValue() {
 			t.Fatalf("events = %v, want RESCIND of %s first", events, o.GetId().GetValue())
 		}
-		if again := one(t, "offers", offers(events)); again.GetId().GetValue() == o.GetId().GetValue() {
+		if early := offers(events); len(early) != 0 {
+			t.Errorf("offered again at once, although it said nothing: %v", early)
+		}
+		c.pass(10 * time.Second)
+		if again := one(t, "offers", offers(f.stream.take())); again.GetId().GetValue() == o.GetId().GetValue() {
 			t.Errorf("the new offer has the old id")
 		}
 		late := f.launch(o, commandTask("t1", o, "cpus:1;mem:32"))

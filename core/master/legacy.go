@@ -11,13 +11,15 @@ import (
 
 	"github.com/mosaic-cluster/mosaic/sdk/mesosjson"
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	"github.com/mosaic-cluster/mosaic/sdk/resources"
 )
 
 // Legacy returns the body of one of Mesos's older JSON endpoints, which tools poll: /state,
-// /state-summary, /slaves, /frameworks, /tasks, /roles, /flags, /metrics/snapshot.
+// /state-summary, /slaves, /frameworks, /tasks, /roles, /flags, /metrics/snapshot, /quota, /weights,
+// /maintenance/schedule, /maintenance/status; and of /mosaic/v1/explain.
 //
 // Errors: a Refusal with 400 for a query that makes no sense, 404 for an endpoint that there is not.
-func (m *Master) Legacy(_ context.Context, _, endpoint string, query url.Values) ([]byte, error) {
+func (m *Master) Legacy(ctx context.Context, principal, endpoint string, query url.Values) ([]byte, error) {
 	v := m.view.Load()
 	switch endpoint {
 	case "/state":
@@ -32,6 +34,25 @@ func (m *Master) Legacy(_ context.Context, _, endpoint string, query url.Values)
 		return v.legacyTasks(query)
 	case "/roles":
 		return v.legacyRoles(), nil
+	case "/quota":
+		return m.getQuota(ctx, principal, v).GetStatus().AppendJSON(nil), nil
+	case "/weights":
+		return array(nil, func(b []byte) []byte {
+			for _, w := range v.getWeights().GetWeightInfos() {
+				b = append(w.AppendJSON(b), ',')
+			}
+			return b
+		}), nil
+	case "/maintenance/schedule":
+		return m.getSchedule(ctx, principal).AppendJSON(nil), nil
+	case "/maintenance/status":
+		status, err := m.getMaintenanceStatus(ctx, principal)
+		if err != nil {
+			return nil, err
+		}
+		return status.AppendJSON(nil), nil
+	case "/mosaic/v1/explain":
+		return m.explain(ctx, query)
 	case "/flags":
 		return mesosjson.CloseObject(appendFlags([]byte{'{'}, m.cfg.Flags)), nil
 	case "/metrics/snapshot":
@@ -295,17 +316,17 @@ func (v *view) legacyRoles() []byte {
 		for _, r := range v.roles() {
 			b = text(append(b, '{'), "name", r.name)
 			b = number(b, "weight", r.weight)
-			used, offered := r.usage.used.Quantities(), r.usage.offered.Quantities()
+			q := v.quotas[r.name]
 			b = object(b, "quota", func(b []byte) []byte {
 				b = text(b, "role", r.name)
-				b = quantities(b, "guarantee", nil)
-				b = quantities(b, "limit", nil)
-				return quantities(b, "consumed", used.Add(offered))
+				b = quantities(b, "guarantee", resources.QuantitiesOf(q.GetGuarantees()))
+				b = quantities(b, "limit", resources.QuantitiesOf(q.GetLimits()))
+				return quantities(b, "consumed", r.consumed)
 			})
-			b = quantities(b, "resources", used.Add(offered))
-			b = quantities(b, "allocated", used)
-			b = quantities(b, "offered", offered)
-			b = quantities(b, "reserved", r.reserved.Quantities())
+			b = quantities(b, "resources", r.usage.used.Quantities().Add(r.usage.offered.Quantities()))
+			b = quantities(b, "allocated", r.allocated)
+			b = quantities(b, "offered", r.offered)
+			b = quantities(b, "reserved", r.reserved)
 			b = texts(b, "frameworks", r.frameworks)
 			b = append(mesosjson.CloseObject(b), ',')
 		}

@@ -54,20 +54,37 @@ type Config struct {
 	BuildUser string            // optional
 
 	AllocationInterval     time.Duration // default 1 s
-	OfferTimeout           time.Duration // default 5 min (Mesos: none); negative is none
+	OfferTimeout           time.Duration // lease of an offer. Default 1 min (Mesos: none); negative is none
 	PingInterval           time.Duration // default 15 s
 	MaxPingTimeouts        int           // default 5
 	AgentReregisterTimeout time.Duration // default 10 min
 	RegistryTimeout        time.Duration // default 20 s; a registry that takes longer stops the master
 
-	MaxCompletedFrameworks            int  // default 50
-	MaxCompletedTasksPerFramework     int  // default 1000
-	MaxUnreachableTasksPerFramework   int  // default 1000
+	// RemovalInterval is the least time between two agents that are given up, so that a network that fails does not
+	// take the cluster with it. 0 is none.
+	RemovalInterval time.Duration
+	// RecoveryRemovalLimit is the greatest part of the agents of a former master that may not return; beyond it the
+	// master stops. Default 1, which is all.
+	RecoveryRemovalLimit float64
+
+	MaxCompletedFrameworks            int  // default 50; negative is none
+	MaxCompletedTasksPerFramework     int  // default 1000; negative is none
+	MaxUnreachableTasksPerFramework   int  // default 1000; negative is none
 	MaxOperatorEventStreamSubscribers int  // default 1000
 	NoRootSubmissions                 bool // tasks and frameworks of user root are refused
+	NoPerFrameworkMetrics             bool // /metrics/snapshot has none of single frameworks
 
 	MinAllocatable       []resources.Quantities // default cpus:0.01 or mem:32
 	NoFilterGPUResources bool                   // agents with gpus are offered to all frameworks
+	RoleSorter           string                 // "drf" or "random". Default "drf"
+	FrameworkSorter      string                 // the same
+	KeepPlace            bool                   // frameworks that refuse everything stay first in line, as in Mesos
+	ShareExcluded        []string               // resources that do not count in shares
+
+	Domain             *mesosv1.DomainInfo // optional; fault domain of this master
+	RequireAgentDomain bool                // agents without a fault domain are refused
+	Roles              []string            // optional; no roles but these and "*" may be used
+	Whitelist          string              // optional; file with the hostnames of agents that may be offered
 
 	Rand io.Reader        // optional; where ids come from. Default crypto/rand
 	Now  func() time.Time // optional. Default time.Now
@@ -80,14 +97,18 @@ func (c Config) withDefaults() Config {
 		}
 	}
 	set(&c.AllocationInterval, time.Second)
-	set(&c.OfferTimeout, 5*time.Minute)
+	set(&c.OfferTimeout, time.Minute)
 	set(&c.PingInterval, 15*time.Second)
 	set(&c.AgentReregisterTimeout, 10*time.Minute)
 	set(&c.RegistryTimeout, 20*time.Second)
+	if c.RecoveryRemovalLimit == 0 {
+		c.RecoveryRemovalLimit = 1
+	}
 	count := func(n *int, v int) {
 		if *n == 0 {
 			*n = v
 		}
+		*n = max(*n, 0)
 	}
 	count(&c.MaxPingTimeouts, 5)
 	count(&c.MaxCompletedFrameworks, 50)
@@ -111,6 +132,7 @@ func (c Config) withDefaults() Config {
 type Deps struct {
 	Registry  registry.Store // required
 	Logger    *slog.Logger   // optional
+	LogLevel  *slog.LevelVar // optional; the logger's, which operators may change
 	Approvers Approvers      // optional; nil allows everything
 }
 
@@ -191,6 +213,9 @@ func New(cfg Config, deps Deps) (*Master, error) {
 	if ip == nil {
 		return nil, fmt.Errorf("master: Config.IP is %q, want an IPv4 address", cfg.IP)
 	}
+	if err := checkConfig(cfg); err != nil {
+		return nil, err
+	}
 	if cfg.ID == "" {
 		id, err := newUUID(cfg.Rand)
 		if err != nil {
@@ -210,11 +235,49 @@ func New(cfg Config, deps Deps) (*Master, error) {
 		metrics:  newMetrics(cfg.Now()),
 	}
 	m.s = newState(m, masterInfo(cfg, ip), allocator.New(allocator.Options{
-		MinAllocatable: cfg.MinAllocatable,
-		OfferGPUsToAll: cfg.NoFilterGPUResources,
+		MinAllocatable:  cfg.MinAllocatable,
+		ShareExcluded:   cfg.ShareExcluded,
+		OfferGPUsToAll:  cfg.NoFilterGPUResources,
+		Region:          cfg.Domain.GetFaultDomain().GetRegion().GetName(),
+		MinFilter:       cfg.AllocationInterval,
+		RoleSorter:      cfg.RoleSorter,
+		FrameworkSorter: cfg.FrameworkSorter,
+		KeepPlace:       cfg.KeepPlace,
 	}))
+	if deps.LogLevel != nil {
+		m.s.baseLevel = deps.LogLevel.Level()
+	}
 	m.view.Store(m.s.views.publish())
 	return m, nil
+}
+
+// checkConfig says what is wrong with a configuration, apart from names and addresses.
+func checkConfig(c Config) error {
+	for name, sorter := range map[string]string{"RoleSorter": c.RoleSorter, "FrameworkSorter": c.FrameworkSorter} {
+		if sorter != "" && sorter != allocator.DRF && sorter != allocator.Random {
+			return fmt.Errorf("master: Config.%s is %q, want %q or %q", name, sorter, allocator.DRF, allocator.Random)
+		}
+	}
+	for _, role := range c.Roles {
+		if err := resources.ValidateRole(role); err != nil {
+			return fmt.Errorf("master: Config.Roles: %w", err)
+		}
+	}
+	if d := c.Domain.GetFaultDomain(); c.Domain != nil && (d.GetRegion().GetName() == "" || d.GetZone().GetName() == "") {
+		return errors.New("master: Config.Domain lacks a region or a zone")
+	}
+	if l := c.RecoveryRemovalLimit; !(l > 0 && l <= 1) {
+		return fmt.Errorf("master: Config.RecoveryRemovalLimit is %v, want more than 0 and at most 1", l)
+	}
+	return nil
+}
+
+// knownRole says why a role may not be used, whoever wants to.
+func (c *Config) knownRole(role string) error {
+	if len(c.Roles) == 0 || role == "*" || contains(c.Roles, role) {
+		return nil
+	}
+	return fmt.Errorf("Role '%s' is not present in the master's --roles", role)
 }
 
 // masterInfo describes this master to frameworks and agents.
@@ -231,6 +294,7 @@ func masterInfo(cfg Config, ip net.IP) *mesosv1.MasterInfo {
 		Hostname: &cfg.Hostname,
 		Version:  &cfg.Version,
 		Address:  &mesosv1.Address{Hostname: &cfg.Hostname, Ip: &address, Port: &port},
+		Domain:   cfg.Domain,
 		// Clients of the era fail on capabilities that they do not know: these two only.
 		Capabilities: []*mesosv1.MasterInfo_Capability{
 			{Type: mesosv1.MasterInfo_Capability_AGENT_UPDATE.Enum()},
@@ -305,13 +369,16 @@ func (m *Master) Run(ctx context.Context) error {
 	batches := make(chan []step, 1)
 	registrar.Go(func() { m.runRegistrar(ctx, batches, cancel) })
 
-	m.s.batches = batches
+	m.s.batches, m.s.fail = batches, cancel
 	m.s.recover(m.cfg.Now(), snapshot)
 	m.view.Store(m.s.views.publish())
 	m.recovered.Store(true)
 	m.log.Info("master leads", "id", m.cfg.ID, "term", leadership.Term, "agents", len(m.s.recovered))
 
+	whitelist := m.watchWhitelist(ctx)
 	m.loop(ctx)
+	cancel(nil)
+	whitelist.Wait()
 
 	m.recovered.Store(false)
 	stopped()

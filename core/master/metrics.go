@@ -23,6 +23,8 @@ type metrics struct {
 	registrations, reregistrations, removals                    atomic.Uint64
 	removedUnhealthy, removedUnregistered, removedRegistered    atomic.Uint64
 	recoveryRemovals                                            atomic.Uint64
+	unreachableScheduled, unreachableCompleted                  atomic.Uint64
+	unreachableCanceled                                         atomic.Uint64
 	validUpdates, invalidUpdates, validAcks, invalidAcks        atomic.Uint64
 	validFrameworkMessages, invalidFrameworkMessages            atomic.Uint64
 	validExecutorMessages, invalidExecutorMessages              atomic.Uint64
@@ -108,9 +110,9 @@ func (v *view) snapshot(now time.Time) map[string]float64 {
 		"master/slave_removals/reason_unhealthy":    float64(m.removedUnhealthy.Load()),
 		"master/slave_removals/reason_unregistered": float64(m.removedUnregistered.Load()),
 		"master/slave_removals/reason_registered":   float64(m.removedRegistered.Load()),
-		"master/slave_unreachable_scheduled":        float64(m.removedUnhealthy.Load()),
-		"master/slave_unreachable_completed":        float64(m.removedUnhealthy.Load()),
-		"master/slave_unreachable_canceled":         0,
+		"master/slave_unreachable_scheduled":        float64(m.unreachableScheduled.Load()),
+		"master/slave_unreachable_completed":        float64(m.unreachableCompleted.Load()),
+		"master/slave_unreachable_canceled":         float64(m.unreachableCanceled.Load()),
 		"master/slave_shutdowns_scheduled":          0,
 		"master/slave_shutdowns_completed":          0,
 		"master/slave_shutdowns_canceled":           0,

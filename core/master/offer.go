@@ -24,10 +24,6 @@ type offer struct {
 	slot      int            // in the view
 }
 
-// maxConstraintFilter is how long an agent that does not fit a framework's constraints is kept from
-// being proposed again. Constraints that change drop the filter.
-const maxConstraintFilter = float64(365 * 24 * 3600)
-
 // allocateBy has the next allocation no later than t, but not in the pause after the last one.
 func (s *state) allocateBy(t time.Time) {
 	if t.Before(s.notBefore) {
@@ -50,10 +46,8 @@ func (s *state) allocateIfDue(now time.Time) {
 	if s.waitsForAgents(now) {
 		return
 	}
-	offers := s.allocator.Allocate(now)
-	for s.makeOffers(offers, now) {
-		offers = s.allocator.Allocate(now)
-	}
+	s.makeOffers(s.allocator.Allocate(now), now)
+	s.makeInverseOffers(now)
 	ended := s.cfg.Now()
 	cost := ended.Sub(now)
 	s.notBefore = ended.Add(2 * cost)
@@ -64,21 +58,14 @@ func (s *state) allocateIfDue(now time.Time) {
 	s.metrics.allocationTime.Store(int64(cost))
 }
 
-// makeOffers sends what the allocator proposes, one event per framework. It is true when something was
-// not offered, for a framework's constraints exclude the agent, and others may get it now.
-func (s *state) makeOffers(proposed []allocator.Offer, now time.Time) (again bool) {
+// makeOffers sends what the allocator proposes, one event per framework.
+func (s *state) makeOffers(proposed []allocator.Offer, now time.Time) {
 	byFramework := make(map[string][]*mesosv1.Offer)
 	var order []*framework
 	for _, p := range proposed {
 		f, a := s.frameworks[p.FrameworkID], s.agents[p.AgentID]
 		if f == nil || a == nil || f.stream == nil || a.conn == nil {
 			s.allocator.RecoverResources(p.FrameworkID, p.AgentID, p.Resources, nil, now)
-			continue
-		}
-		if !f.constraints.allow(p.Role, a.info) {
-			filters := &mesosv1.Filters{RefuseSeconds: ptr(maxConstraintFilter)}
-			s.allocator.RecoverResources(p.FrameworkID, p.AgentID, p.Resources, filters, now)
-			again = true
 			continue
 		}
 		o := s.addOffer(f, a, p.Role, p.Resources, now)
@@ -95,7 +82,6 @@ func (s *state) makeOffers(proposed []allocator.Offer, now time.Time) (again boo
 			Offers: &schedulerv1.Event_Offers{Offers: offers},
 		})
 	}
-	return again
 }
 
 func (s *state) addOffer(f *framework, a *agent, role string, set resources.Set, now time.Time) *offer {
@@ -106,9 +92,18 @@ func (s *state) addOffer(f *framework, a *agent, role string, set resources.Set,
 	a.offers[o] = struct{}{}
 	o.slot = s.views.offers.add(&offerEntry{proto: o.proto, set: set, role: role})
 	if s.cfg.OfferTimeout > 0 {
-		o.expiry = s.timers.set(now.Add(s.cfg.OfferTimeout), func(now time.Time) { s.rescind(o, nil, now) })
+		o.expiry = s.timers.set(now.Add(s.cfg.OfferTimeout), func(now time.Time) { s.expire(o, now) })
 	}
 	return o
+}
+
+// expire takes back an offer that its framework did not answer within the lease. The allocator sees to it that such a
+// framework does not get in the way of the others.
+func (s *state) expire(o *offer, now time.Time) {
+	s.dropOffer(o)
+	s.allocator.ExpireOffer(o.framework.id, o.agent.id, o.resources, now, s.cfg.OfferTimeout)
+	s.tellRescinded(o)
+	s.allocateBy(now)
 }
 
 // offerMessage is an offer in the form that the framework's capabilities ask for.
@@ -119,17 +114,12 @@ func offerMessage(o *offer) *mesosv1.Offer {
 		FrameworkId: f.info.Id,
 		AgentId:     a.info.Id,
 		Hostname:    a.info.Hostname,
-		Url: &mesosv1.URL{
-			Scheme: ptr("http"),
-			Address: &mesosv1.Address{
-				Hostname: a.info.Hostname,
-				Ip:       a.ip(),
-				Port:     ptr(a.info.GetPort()),
-			},
-			Path: ptr("/slave(1)"),
-		},
-		Domain:     a.info.Domain,
-		Attributes: a.info.Attributes,
+		Url:         agentURL(a),
+		Domain:      a.info.Domain,
+		Attributes:  a.info.Attributes,
+	}
+	if a.unavailable != nil {
+		m.Unavailability = a.unavailable.proto
 	}
 	for key, e := range a.executors {
 		if key.framework == f.id {
@@ -153,6 +143,19 @@ func offerMessage(o *offer) *mesosv1.Offer {
 	return m
 }
 
+// agentURL is where frameworks reach an agent.
+func agentURL(a *agent) *mesosv1.URL {
+	return &mesosv1.URL{
+		Scheme: ptr("http"),
+		Address: &mesosv1.Address{
+			Hostname: a.info.Hostname,
+			Ip:       a.ip(),
+			Port:     ptr(a.info.GetPort()),
+		},
+		Path: ptr("/slave(1)"),
+	}
+}
+
 // dropOffer forgets an offer; what becomes of its resources is the caller's.
 func (s *state) dropOffer(o *offer) {
 	s.timers.stop(o.expiry)
@@ -166,6 +169,10 @@ func (s *state) dropOffer(o *offer) {
 func (s *state) rescind(o *offer, filters *mesosv1.Filters, now time.Time) {
 	s.dropOffer(o)
 	s.allocator.RecoverResources(o.framework.id, o.agent.id, o.resources, filters, now)
+	s.tellRescinded(o)
+}
+
+func (s *state) tellRescinded(o *offer) {
 	s.metrics.offersRescinded.Add(1)
 	s.send(o.framework, &schedulerv1.Event{
 		Type:    schedulerv1.Event_RESCIND.Enum(),
@@ -191,6 +198,7 @@ func (s *state) takeBackOffers(f *framework, now time.Time) {
 // decline gives offers back with a filter. Offers that are not the framework's, or are gone, are
 // ignored: the call may have crossed a RESCIND.
 func (s *state) decline(f *framework, call *schedulerv1.Call_Decline, now time.Time) {
+	s.allocator.Answered(f.id, now)
 	for _, id := range call.GetOfferIds() {
 		o := s.offers[id.GetValue()]
 		if o == nil || o.framework != f {

@@ -3,6 +3,7 @@ package master
 import (
 	"context"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +21,9 @@ func (m *Master) OperatorCall(ctx context.Context, principal string, call *maste
 	v := m.view.Load()
 	if agentID, op := operationCall(call); op != nil {
 		return nil, m.operateForOperator(ctx, principal, agentID, op)
+	}
+	if resp, ok, err := m.maintenanceCall(ctx, principal, call); ok {
+		return resp, err
 	}
 	switch call.GetType() {
 	case masterv1.Call_GET_HEALTH:
@@ -71,7 +75,11 @@ func (m *Master) OperatorCall(ctx context.Context, principal string, call *maste
 		}
 		return &masterv1.Response{Type: masterv1.Response_GET_OPERATIONS.Enum(), GetOperations: operations}, nil
 	case masterv1.Call_GET_QUOTA:
-		return &masterv1.Response{Type: masterv1.Response_GET_QUOTA.Enum(), GetQuota: v.getQuota()}, nil
+		return &masterv1.Response{Type: masterv1.Response_GET_QUOTA.Enum(), GetQuota: m.getQuota(ctx, principal, v)}, nil
+	case masterv1.Call_SET_QUOTA:
+		return nil, m.setQuota(ctx, principal, call.GetSetQuota().GetQuotaRequest())
+	case masterv1.Call_REMOVE_QUOTA:
+		return nil, m.removeQuota(ctx, principal, call.GetRemoveQuota().GetRole())
 	case masterv1.Call_UPDATE_QUOTA:
 		return nil, m.updateQuota(ctx, principal, call.GetUpdateQuota())
 	case masterv1.Call_DEACTIVATE_AGENT:
@@ -82,6 +90,13 @@ func (m *Master) OperatorCall(ctx context.Context, principal string, call *maste
 		return nil, m.drainAgent(ctx, principal, call.GetDrainAgent())
 	case masterv1.Call_MARK_AGENT_GONE:
 		return nil, m.markAgentGone(ctx, principal, call.GetMarkAgentGone().GetAgentId().GetValue())
+	case masterv1.Call_GET_LOGGING_LEVEL:
+		return &masterv1.Response{
+			Type:            masterv1.Response_GET_LOGGING_LEVEL.Enum(),
+			GetLoggingLevel: &masterv1.Response_GetLoggingLevel{Level: ptr(m.verbosity())},
+		}, nil
+	case masterv1.Call_SET_LOGGING_LEVEL:
+		return nil, m.setVerbosity(ctx, principal, call.GetSetLoggingLevel())
 	case masterv1.Call_GET_ROLES:
 		return &masterv1.Response{Type: masterv1.Response_GET_ROLES.Enum(), GetRoles: v.getRoles()}, nil
 	case masterv1.Call_GET_WEIGHTS:
@@ -133,6 +148,9 @@ func (m *Master) updateWeights(ctx context.Context, principal string, infos []*m
 	weights := make(map[string]float64, len(infos))
 	for _, w := range infos {
 		if err := resources.ValidateRole(w.GetRole()); err != nil {
+			return badRequest("Invalid weight: %v", err)
+		}
+		if err := m.cfg.knownRole(w.GetRole()); err != nil {
 			return badRequest("Invalid weight: %v", err)
 		}
 		if x := w.GetWeight(); !(x > 0) || math.IsInf(x, 0) {
@@ -362,5 +380,11 @@ func (s *state) frameworkMessage(f *framework) *masterv1.Response_GetFrameworks_
 		u.offered = u.offered.Add(o.resources)
 		u.offers = append(u.offers, &offerEntry{proto: o.proto})
 	}
+	for o := range f.inverses {
+		u.inverses = append(u.inverses, o.proto)
+	}
+	slices.SortFunc(u.inverses, func(a, b *mesosv1.InverseOffer) int {
+		return compareIDs(a.GetId().GetValue(), b.GetId().GetValue())
+	})
 	return s.views.frameworks.get(f.slot).message(u)
 }

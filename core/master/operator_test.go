@@ -140,7 +140,7 @@ func TestEveryOtherReadAnswersAndUnknownCallsAreNotImplemented(t *testing.T) {
 		if metrics["master/elected"] != 1 || metrics["master/slave_registrations"] != 0 {
 			t.Errorf("metrics = %v", metrics)
 		}
-		for _, x := range []masterv1.Call_Type{masterv1.Call_UNKNOWN, masterv1.Call_SET_QUOTA, masterv1.Call_START_MAINTENANCE} {
+		for _, x := range []masterv1.Call_Type{masterv1.Call_UNKNOWN, masterv1.Call_LIST_FILES} {
 			if _, err := c.m.OperatorCall(context.Background(), "", &masterv1.Call{Type: x.Enum()}); statusOf(err) != 501 {
 				t.Errorf("%s = %v, want a 501", x, err)
 			}

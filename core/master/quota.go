@@ -2,6 +2,8 @@ package master
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"math"
 	"strings"
@@ -22,9 +24,12 @@ import (
 const quotaPause = 10 * time.Minute
 
 // checkQuota says what is wrong with a quota in itself.
-func checkQuota(q *quotav1.QuotaConfig) error {
+func (m *Master) checkQuota(q *quotav1.QuotaConfig) error {
 	role := q.GetRole()
 	if err := resources.ValidateRole(role); err != nil {
+		return badRequest("Invalid QuotaConfig: %v", err)
+	}
+	if err := m.cfg.knownRole(role); err != nil {
 		return badRequest("Invalid QuotaConfig: %v", err)
 	}
 	if strings.Contains(role, "/") {
@@ -53,7 +58,7 @@ func checkQuota(q *quotav1.QuotaConfig) error {
 func (m *Master) updateQuota(ctx context.Context, principal string, call *masterv1.Call_UpdateQuota) error {
 	wanted := make(map[string]*quotav1.QuotaConfig)
 	for _, q := range call.GetQuotaConfigs() {
-		if err := checkQuota(q); err != nil {
+		if err := m.checkQuota(q); err != nil {
 			return err
 		}
 		if wanted[q.GetRole()] != nil {
@@ -72,27 +77,110 @@ func (m *Master) updateQuota(ctx context.Context, principal string, call *master
 	s := m.s
 	return m.decidePersisted(ctx, func(time.Time) ([]change, func(time.Time), error) {
 		if !call.GetForce() {
-			if err := s.checkQuotas(wanted); err != nil {
+			if err := s.checkCapacity(wanted); err != nil {
+				return nil, nil, badRequest("Invalid quota update: %v", err)
+			}
+			if err := s.checkLimits(wanted); err != nil {
 				return nil, nil, err
 			}
 		}
-		var changes []change
-		for _, role := range sortedKeys(wanted) {
-			if emptyQuota(wanted[role]) {
-				changes = append(changes, registry.RemoveQuota(role))
-			} else {
-				changes = append(changes, registry.PutQuota(wanted[role]))
+		return quotaChanges(wanted), func(now time.Time) { s.setQuotas(wanted, now) }, nil
+	})
+}
+
+// quotaChanges has the registry know of quotas.
+func quotaChanges(wanted map[string]*quotav1.QuotaConfig) []change {
+	var out []change
+	for _, role := range sortedKeys(wanted) {
+		if emptyQuota(wanted[role]) {
+			out = append(out, registry.RemoveQuota(role))
+		} else {
+			out = append(out, registry.PutQuota(wanted[role]))
+		}
+	}
+	return out
+}
+
+// setQuota gives a role its first quota, in the older way: what it is guaranteed is also its limit.
+//
+// Errors: 400 for a request that is wrong, or a role that has a quota; 403; 409 for more than the cluster has, unless
+// forced.
+func (m *Master) setQuota(ctx context.Context, principal string, request *quotav1.QuotaRequest) error {
+	q, err := configOf(request)
+	if err == nil {
+		err = m.checkQuota(q)
+	}
+	if err != nil {
+		return badRequest("Failed to validate set quota request: %v", err)
+	}
+	if err := m.approve(ctx, principal, "UPDATE_QUOTA", q.GetRole()); err != nil {
+		return forbidden("%v", err)
+	}
+	s, wanted := m.s, map[string]*quotav1.QuotaConfig{q.GetRole(): q}
+	return m.decidePersisted(ctx, func(time.Time) ([]change, func(time.Time), error) {
+		if s.quotas[q.GetRole()] != nil {
+			return nil, nil, badRequest("Failed to validate set quota request: Cannot set quota for role '%s' that already has quota", q.GetRole())
+		}
+		if !request.GetForce() {
+			if err := s.checkCapacity(wanted); err != nil {
+				return nil, nil, conflict("Heuristic capacity check for set quota request failed: %v", err)
 			}
 		}
-		return changes, func(now time.Time) { s.setQuotas(wanted, now) }, nil
+		return quotaChanges(wanted), func(now time.Time) { s.setQuotas(wanted, now) }, nil
+	})
+}
+
+// configOf is an older request in the newer form.
+func configOf(request *quotav1.QuotaRequest) (*quotav1.QuotaConfig, error) {
+	if request.GetRole() == "" {
+		return nil, errors.New("QuotaInfo must specify a role")
+	}
+	if len(request.GetGuarantee()) == 0 {
+		return nil, errors.New("QuotaInfo with empty 'guarantee'")
+	}
+	amounts := make(map[string]*mesosv1.Value_Scalar)
+	for _, r := range request.GetGuarantee() {
+		name := r.GetName()
+		switch {
+		case r.GetType() != mesosv1.Value_SCALAR || r.Scalar == nil:
+			return nil, errors.New("QuotaInfo must not contain non-scalar resources")
+		case r.Disk != nil:
+			return nil, errors.New("QuotaInfo must not contain DiskInfo")
+		case r.Revocable != nil:
+			return nil, errors.New("QuotaInfo must not contain RevocableInfo")
+		case r.Reservation != nil || len(r.GetReservations()) > 0 || r.Role != nil && r.GetRole() != "*":
+			return nil, errors.New("QuotaInfo must not contain any ReservationInfo")
+		case amounts[name] != nil:
+			return nil, fmt.Errorf("QuotaInfo contains duplicate resource name '%s'", name)
+		}
+		amounts[name] = r.Scalar
+	}
+	return &quotav1.QuotaConfig{Role: request.Role, Guarantees: amounts, Limits: amounts}, nil
+}
+
+// removeQuota takes a role's quota away.
+//
+// Errors: 400 for a role that has none; 403.
+func (m *Master) removeQuota(ctx context.Context, principal, role string) error {
+	if err := resources.ValidateRole(role); err != nil {
+		return badRequest("Failed to validate remove quota request: %v", err)
+	}
+	if err := m.approve(ctx, principal, "UPDATE_QUOTA", role); err != nil {
+		return forbidden("%v", err)
+	}
+	s, wanted := m.s, map[string]*quotav1.QuotaConfig{role: {Role: &role}}
+	return m.decidePersisted(ctx, func(time.Time) ([]change, func(time.Time), error) {
+		if s.quotas[role] == nil {
+			return nil, nil, badRequest("Failed to remove quota: Role '%s' has no quota set", role)
+		}
+		return quotaChanges(wanted), func(now time.Time) { s.setQuotas(wanted, now) }, nil
 	})
 }
 
 func emptyQuota(q *quotav1.QuotaConfig) bool { return len(q.GetGuarantees())+len(q.GetLimits()) == 0 }
 
-// checkQuotas says whether the cluster can keep the guarantees, and whether roles are within their limits, as far as
-// one can tell.
-func (s *state) checkQuotas(wanted map[string]*quotav1.QuotaConfig) error {
+// checkCapacity says whether the cluster can keep the guarantees, as far as one can tell.
+func (s *state) checkCapacity(wanted map[string]*quotav1.QuotaConfig) error {
 	all := maps.Clone(s.quotas)
 	maps.Copy(all, wanted)
 	guaranteed := resources.Quantities{}
@@ -104,8 +192,13 @@ func (s *state) checkQuotas(wanted map[string]*quotav1.QuotaConfig) error {
 		capacity = capacity.Add(s.agents[id].total.NonRevocable().Scalars().Quantities())
 	}
 	if !capacity.Contains(guaranteed) {
-		return badRequest("Invalid quota update: all guarantees together are %s, the cluster has %s (use 'force' to bypass this check)", guaranteed, capacity)
+		return fmt.Errorf("all guarantees together are %s, the cluster has %s (use 'force' to bypass this check)", guaranteed, capacity)
 	}
+	return nil
+}
+
+// checkLimits says whether roles are within limits that they are to have.
+func (s *state) checkLimits(wanted map[string]*quotav1.QuotaConfig) error {
 	for _, role := range sortedKeys(wanted) {
 		consumed := s.consumed(role)
 		for _, name := range sortedKeys(wanted[role].GetLimits()) {
@@ -133,8 +226,11 @@ func (s *state) consumed(role string) resources.Quantities {
 func below(role, top string) bool { return role == top || resources.IsSubrole(role, top) }
 
 // counted is what of an offer counts against a quota.
-func counted(o *offer) resources.Quantities {
-	return o.resources.Unreserved().NonRevocable().NonShared().Scalars().Quantities()
+func counted(o *offer) resources.Quantities { return countedForQuota(o.resources) }
+
+// countedForQuota is what counts beside reservations, which count whether they are used or not.
+func countedForQuota(s resources.Set) resources.Quantities {
+	return s.Unreserved().NonRevocable().NonShared().Scalars().Quantities()
 }
 
 // setQuotas has quotas hold, for offers that are out too.
@@ -203,14 +299,19 @@ func (s *state) waitsForAgents(now time.Time) bool {
 		return true
 	}
 	s.pausedUntil = time.Time{}
+	s.allocator.Resume()
 	return false
 }
 
-// getQuota is the body of GET_QUOTA.
-func (v *view) getQuota() *masterv1.Response_GetQuota {
+// getQuota is the body of GET_QUOTA, in the new form and, for guarantees, in the old one: of the roles that the principal
+// may see.
+func (m *Master) getQuota(ctx context.Context, principal string, v *view) *masterv1.Response_GetQuota {
 	status := &quotav1.QuotaStatus{}
 	for _, role := range sortedKeys(v.quotas) {
 		q := v.quotas[role]
+		if m.approve(ctx, principal, "GET_QUOTA", role) != nil {
+			continue
+		}
 		status.Configs = append(status.Configs, q)
 		if len(q.GetGuarantees()) == 0 {
 			continue

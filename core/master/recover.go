@@ -165,10 +165,13 @@ func (s *state) recover(now time.Time, snapshot *registry.Snapshot) {
 		weights[role] = w
 		s.allocator.SetWeight(role, w)
 	}
+	s.maintenance = newMaintenance(snapshot.Schedule, snapshot.Machines)
+	s.decided, s.views.schedule = s.maintenance, s.maintenance.schedule
 	s.weights, s.views.weights = weights, weights
 	s.quotas, s.views.quotas = quotas, quotas
 	if s.expected = len(s.recovered); s.expected > 0 && len(quotas) > 0 {
 		s.pausedUntil = now.Add(quotaPause)
+		s.allocator.Pause(s.pausedUntil)
 	}
 	s.views.elected, s.views.changed = now, true
 	s.allocateAt = now
@@ -201,20 +204,33 @@ func (s *state) forgetUnreachable(id string) {
 // giveUpRecovered makes agents unreachable that did not return to this master. Their tasks are not known
 // here; frameworks learn about them by reconciliation.
 func (s *state) giveUpRecovered(now time.Time) {
+	if part := float64(len(s.recovered)) / float64(max(1, s.expected)); part > s.cfg.RecoveryRemovalLimit {
+		s.fail(fmt.Errorf("%d of %d agents did not return within %v, more than the limit of %.0f %%: is the network in order?",
+			len(s.recovered), s.expected, s.cfg.AgentReregisterTimeout, 100*s.cfg.RecoveryRemovalLimit))
+		return
+	}
 	for _, id := range sortedKeys(s.recovered) {
 		r := s.recovered[id]
-		r.leaving = true
-		s.persist(agentUnreachable(r.record, now), func(now time.Time) {
-			if s.recovered[id] != r {
-				return
+		s.timers.set(s.removalTurn(now), func(now time.Time) {
+			if s.recovered[id] == r && !r.leaving {
+				s.giveUpOneRecovered(id, r, now)
 			}
-			s.forgetRecovered(id)
-			s.addUnreachable(id, registry.Departure{Since: now, Agent: r.record})
-			s.metrics.recoveryRemovals.Add(1)
-			s.emitAgentRemoved(&mesosv1.AgentID{Value: &id})
-			s.log.Warn("agent did not return", "agent", id, "timeout", s.cfg.AgentReregisterTimeout)
 		})
 	}
+}
+
+func (s *state) giveUpOneRecovered(id string, r *recoveredAgent, now time.Time) {
+	r.leaving = true
+	s.persist(agentUnreachable(r.record, now), func(now time.Time) {
+		if s.recovered[id] != r {
+			return
+		}
+		s.forgetRecovered(id)
+		s.addUnreachable(id, registry.Departure{Since: now, Agent: r.record})
+		s.metrics.recoveryRemovals.Add(1)
+		s.emitAgentRemoved(&mesosv1.AgentID{Value: &id})
+		s.log.Warn("agent did not return", "agent", id, "timeout", s.cfg.AgentReregisterTimeout)
+	})
 }
 
 // prune forgets agents that have been unreachable for too long, or are too many: the oldest first. What is

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	allocatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/allocator"
 	schedulerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/scheduler"
 )
 
@@ -176,10 +177,13 @@ func (s *state) schedulerCall(f *framework, c schedulerCall, now time.Time) erro
 		return s.updateFramework(f, c, now)
 	case schedulerv1.Call_ACKNOWLEDGE_OPERATION_STATUS:
 		s.acknowledgeOperation(f, call.GetAcknowledgeOperationStatus())
-	case schedulerv1.Call_REQUEST,
-		schedulerv1.Call_ACCEPT_INVERSE_OFFERS, schedulerv1.Call_DECLINE_INVERSE_OFFERS:
-		// Requests are ignored, as in Mesos. Without inverse offers the others name things that do not
-		// exist, which is no error either.
+	case schedulerv1.Call_ACCEPT_INVERSE_OFFERS:
+		x := call.GetAcceptInverseOffers()
+		s.answerInverses(f, x.GetInverseOfferIds(), allocatorv1.InverseOfferStatus_ACCEPT, x.GetFilters(), now)
+	case schedulerv1.Call_DECLINE_INVERSE_OFFERS:
+		x := call.GetDeclineInverseOffers()
+		s.answerInverses(f, x.GetInverseOfferIds(), allocatorv1.InverseOfferStatus_DECLINE, x.GetFilters(), now)
+	case schedulerv1.Call_REQUEST: // ignored, as in Mesos
 	case schedulerv1.Call_SUBSCRIBE:
 		return badRequest("A SUBSCRIBE has no place here")
 	default:
@@ -204,9 +208,8 @@ func (s *state) updateFramework(f *framework, c schedulerCall, now time.Time) er
 	}
 	s.setFrameworkInfo(f, info)
 	f.constraints = c.constraints
-	s.allocator.DeactivateFramework(f.id) // which drops its filters, also those made for constraints
 	s.allocator.UpdateFramework(f.id, info, update.GetSuppressedRoles())
-	s.allocator.ActivateFramework(f.id)
+	s.allocator.SetConstraints(f.id, c.constraints.compiled)
 	for o := range f.offers {
 		if !contains(f.roles, o.role) {
 			s.rescind(o, nil, now)
@@ -225,6 +228,7 @@ func (s *state) revive(f *framework, roles []string, now time.Time) {
 		return
 	}
 	s.allocator.Revive(f.id, roles...)
+	s.reviveInverses(f)
 	s.allocateBy(now)
 }
 

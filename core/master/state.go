@@ -1,6 +1,7 @@
 package master
 
 import (
+	"context"
 	"crypto/rand"
 	"fmt"
 	"io"
@@ -39,6 +40,10 @@ type state struct {
 	unreachable   map[string]registry.Departure
 	gone          map[string]time.Time
 	offers        map[string]*offer
+	inverses      map[string]*inverseOffer
+	maintenance   *maintenance                // as it holds
+	decided       *maintenance                // as it will when the registry has it
+	unavailable   map[string]*agent           // those whose machine goes away
 	operations    map[operationKey]*operation // those with an id
 	weights       map[string]float64
 	quotas        map[string]*quotav1.QuotaConfig // replaced, never changed
@@ -53,6 +58,10 @@ type state struct {
 	pending       []step // for the registry, not yet handed over
 	batches       chan<- []step
 	registrarBusy bool
+	fail          context.CancelCauseFunc // stops the master
+	nextRemoval   time.Time               // no agent is given up before
+	baseLevel     slog.Level              // of the log, unless an operator wants more for now
+	levelReset    *timer
 }
 
 func newState(m *Master, info *mesosv1.MasterInfo, a *allocator.Allocator) *state {
@@ -72,6 +81,10 @@ func newState(m *Master, info *mesosv1.MasterInfo, a *allocator.Allocator) *stat
 		unreachable:  make(map[string]registry.Departure),
 		gone:         make(map[string]time.Time),
 		offers:       make(map[string]*offer),
+		inverses:     make(map[string]*inverseOffer),
+		maintenance:  newMaintenance(nil, nil),
+		decided:      newMaintenance(nil, nil),
+		unavailable:  make(map[string]*agent),
 		operations:   make(map[operationKey]*operation),
 		weights:      make(map[string]float64),
 		quotas:       make(map[string]*quotav1.QuotaConfig),

@@ -62,16 +62,17 @@ func (m *Master) checkFramework(info *mesosv1.FrameworkInfo, suppressed []string
 		if err := resources.ValidateRole(r); err != nil {
 			return err
 		}
+		if err := m.cfg.knownRole(r); err != nil {
+			return err
+		}
 	}
 	for _, r := range suppressed {
 		if !seen[r] {
 			return fmt.Errorf("Suppressed role %q is not one of the framework's roles", r)
 		}
 	}
-	for role := range info.GetOfferFilters() {
-		if !seen[role] {
-			return fmt.Errorf("Offer filters name role %q, which is not one of the framework's", role)
-		}
+	if err := checkOfferFilters(info, seen); err != nil {
+		return err
 	}
 	t := info.GetFailoverTimeout()
 	if math.IsNaN(t) || t < 0 || t*float64(time.Second) >= math.MaxInt64 {

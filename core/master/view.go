@@ -2,10 +2,12 @@ package master
 
 import (
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	maintenancev1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/maintenance"
 	masterv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/master"
 	quotav1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/quota"
 	"github.com/mosaic-cluster/mosaic/sdk/resources"
@@ -85,6 +87,7 @@ type viewBuilder struct {
 	tasks      table[taskEntry]
 	executors  table[executorEntry]
 	offers     table[offerEntry]
+	inverses   table[mesosv1.InverseOffer]
 	operations table[mesosv1.Operation]
 	frameworks table[frameworkEntry]
 	agents     table[agentEntry]
@@ -92,6 +95,7 @@ type viewBuilder struct {
 	away       int                // agents that are unreachable
 	weights    map[string]float64 // replaced, never changed
 	quotas     map[string]*quotav1.QuotaConfig
+	schedule   *maintenancev1.Schedule
 	elected    time.Time
 
 	changed bool  // something outside the tables changed since last
@@ -105,7 +109,7 @@ func newViewBuilder(cfg *Config, info *mesosv1.MasterInfo, m *metrics) *viewBuil
 // publish returns the view of now. It costs what changed since the last one, which it returns again if
 // nothing did.
 func (b *viewBuilder) publish() *view {
-	if b.last != nil && !b.changed && !b.tasks.fresh && !b.executors.fresh && !b.offers.fresh && !b.operations.fresh &&
+	if b.last != nil && !b.changed && !b.tasks.fresh && !b.executors.fresh && !b.offers.fresh && !b.inverses.fresh && !b.operations.fresh &&
 		!b.frameworks.fresh && !b.agents.fresh && !b.recovered.fresh {
 		return b.last
 	}
@@ -117,6 +121,7 @@ func (b *viewBuilder) publish() *view {
 		tasks:      b.tasks.snapshot(),
 		executors:  b.executors.snapshot(),
 		offers:     b.offers.snapshot(),
+		inverses:   b.inverses.snapshot(),
 		operations: b.operations.snapshot(),
 		frameworks: b.frameworks.snapshot(),
 		agents:     b.agents.snapshot(),
@@ -124,6 +129,7 @@ func (b *viewBuilder) publish() *view {
 		away:       b.away,
 		weights:    b.weights,
 		quotas:     b.quotas,
+		schedule:   b.schedule,
 		elected:    b.elected,
 	}
 	return b.last
@@ -138,6 +144,7 @@ type view struct {
 	tasks      snapshot[taskEntry]
 	executors  snapshot[executorEntry]
 	offers     snapshot[offerEntry]
+	inverses   snapshot[mesosv1.InverseOffer]
 	operations snapshot[mesosv1.Operation]
 	frameworks snapshot[frameworkEntry]
 	agents     snapshot[agentEntry]
@@ -145,6 +152,7 @@ type view struct {
 	away       int
 	weights    map[string]float64
 	quotas     map[string]*quotav1.QuotaConfig
+	schedule   *maintenancev1.Schedule
 	elected    time.Time
 
 	tallyOnce sync.Once
@@ -173,6 +181,7 @@ type tally struct {
 type usage struct {
 	used, offered resources.Set
 	offers        []*offerEntry
+	inverses      []*mesosv1.InverseOffer
 }
 
 // tally adds up once per view, when first asked.
@@ -209,6 +218,10 @@ func (v *view) tally() *tally {
 				u.offered = u.offered.Add(o.set)
 				u.offers = append(u.offers, o)
 			}
+		}
+		for o := range v.inverses.all() {
+			u := of(t.frameworks, o.GetFrameworkId().GetValue())
+			u.inverses = append(u.inverses, o)
 		}
 		v.tallied = t
 	})
@@ -328,6 +341,7 @@ func (f *frameworkEntry) message(u *usage) *masterv1.Response_GetFrameworks_Fram
 		AllocatedResources: u.used.Resources(),
 		OfferedResources:   u.offered.Resources(),
 		OfferConstraints:   f.constraints.proto,
+		InverseOffers:      u.inverses,
 	}
 	for _, o := range u.offers {
 		m.Offers = append(m.Offers, o.proto)
@@ -385,18 +399,21 @@ type role struct {
 	name       string
 	weight     float64
 	frameworks []string
-	usage      *usage
-	reserved   resources.Set
+	usage      *usage // of the role itself
+	// What the role and those below it have together. What counts against a quota is what is reserved, and what else
+	// is allocated and not revocable.
+	allocated, offered, reserved, consumed resources.Quantities
 }
 
-// roles returns every role that has a framework, a reservation, resources or a weight, and those above
-// them, by name.
+// roles returns the roles that may be used, or, if that is not restricted, every role that has a framework, a
+// reservation, resources, a weight or a quota, and those above them; by name.
 func (v *view) roles() []*role {
 	byName := make(map[string]*role)
 	of := func(name string) *role {
 		r := byName[name]
 		if r == nil {
 			r = &role{name: name, weight: 1, usage: new(usage)}
+			r.allocated, r.offered, r.reserved, r.consumed = resources.Quantities{}, resources.Quantities{}, resources.Quantities{}, resources.Quantities{}
 			if w, ok := v.weights[name]; ok {
 				r.weight = w
 			}
@@ -419,10 +436,17 @@ func (v *view) roles() []*role {
 	for name := range v.weights {
 		of(name)
 	}
+	for name := range v.quotas {
+		of(name)
+	}
+	for _, name := range v.cfg.Roles {
+		of(name)
+	}
+	reserved := make(map[string]resources.Set)
 	for a := range v.agents.all() {
 		for name, set := range a.total.Reservations() {
-			r := of(name)
-			r.reserved = r.reserved.Add(set)
+			of(name)
+			reserved[name] = reserved[name].Add(set)
 		}
 	}
 	for _, name := range sortedKeys(byName) {
@@ -432,8 +456,21 @@ func (v *view) roles() []*role {
 			}
 		}
 	}
+	for _, name := range sortedKeys(byName) {
+		own := byName[name].usage
+		allocated, offered, held := own.used.Quantities(), own.offered.Quantities(), reserved[name].Quantities()
+		consumed := held.Add(countedForQuota(own.used))
+		for above := name; above != ""; above = above[:max(0, strings.LastIndexByte(above, '/'))] {
+			r := byName[above]
+			r.allocated, r.offered = r.allocated.Add(allocated), r.offered.Add(offered)
+			r.reserved, r.consumed = r.reserved.Add(held), r.consumed.Add(consumed)
+		}
+	}
 	out := make([]*role, 0, len(byName))
 	for _, name := range sortedKeys(byName) {
+		if v.cfg.knownRole(name) != nil {
+			continue
+		}
 		slices.SortFunc(byName[name].frameworks, compareIDs)
 		out = append(out, byName[name])
 	}

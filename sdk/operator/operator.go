@@ -1,7 +1,8 @@
 // Package operator is a client of the operator APIs of masters and agents, for tools.
 //
 // It sends protobuf, follows a master's redirect to the leader, and turns refusals into *StatusError. It keeps no
-// state and retries nothing: a tool decides itself what is worth repeating.
+// state and retries nothing: a tool decides itself what is worth repeating. A Session is the exception that lasts: a
+// process in a container with its standard streams, until it is closed.
 package operator
 
 import (
@@ -60,39 +61,51 @@ type message interface {
 	UnmarshalVT([]byte) error
 }
 
-func (e endpoint) call(ctx context.Context, call, answer message) error {
+// call makes one call and returns the status of its answer, one of 2xx.
+func (e endpoint) call(ctx context.Context, call, answer message) (int, error) {
 	body, err := call.MarshalVT()
 	if err != nil {
-		return fmt.Errorf("encode call: %w", err)
+		return 0, fmt.Errorf("encode call: %w", err)
 	}
-	resp, err := e.post(ctx, body)
+	resp, err := e.post(ctx, bytes.NewReader(body), "Content-Type", mediaType, "Accept", mediaType)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		return 0, refusal(resp)
+	}
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return fmt.Errorf("read answer of %s %s: %w", e.what, e.addr, err)
-	}
-	if resp.StatusCode/100 != 2 {
-		return &StatusError{Code: resp.StatusCode, Message: strings.TrimSpace(string(data))}
+		return 0, fmt.Errorf("read answer of %s %s: %w", e.what, e.addr, err)
 	}
 	if len(data) == 0 {
-		return nil
+		return resp.StatusCode, nil
 	}
 	if err := answer.UnmarshalVT(data); err != nil {
-		return fmt.Errorf("decode answer of %s %s: %w", e.what, e.addr, err)
+		return 0, fmt.Errorf("decode answer of %s %s: %w", e.what, e.addr, err)
 	}
-	return nil
+	return resp.StatusCode, nil
 }
 
-func (e endpoint) post(ctx context.Context, body []byte) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+e.addr+"/api/v1", bytes.NewReader(body))
+// maxRefusal bounds what is read of a refusal's text.
+const maxRefusal = 64 << 10
+
+// refusal makes an error of an answer other than 2xx.
+func refusal(resp *http.Response) error {
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal)) // the code is what counts
+	return &StatusError{Code: resp.StatusCode, Message: strings.TrimSpace(string(text))}
+}
+
+// post sends a body with headers given as names and values.
+func (e endpoint) post(ctx context.Context, body io.Reader, headers ...string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+e.addr+"/api/v1", body)
 	if err != nil {
 		return nil, fmt.Errorf("%s address %q: %w", e.what, e.addr, err)
 	}
-	req.Header.Set("Content-Type", mediaType)
-	req.Header.Set("Accept", mediaType)
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
 	resp, err := e.hc.Do(req)
 	if err != nil {
 		if errors.Is(err, context.Canceled) {
@@ -116,12 +129,12 @@ func (e endpoint) get(ctx context.Context, path string) ([]byte, error) {
 		return nil, fmt.Errorf("reach the %s at %s: %w", e.what, e.addr, unwrapURL(err))
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		return nil, refusal(resp)
+	}
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
 		return nil, fmt.Errorf("read %s of %s %s: %w", path, e.what, e.addr, err)
-	}
-	if resp.StatusCode/100 != 2 {
-		return nil, &StatusError{Code: resp.StatusCode, Message: strings.TrimSpace(string(data))}
 	}
 	return data, nil
 }
@@ -151,7 +164,7 @@ func NewMaster(addr string) *Master { return &Master{newEndpoint("master", addr)
 // Errors: *StatusError when the master refuses; anything else means that it could not be reached.
 func (m *Master) Call(ctx context.Context, call *masterv1.Call) (*masterv1.Response, error) {
 	answer := &masterv1.Response{}
-	if err := m.call(ctx, call, answer); err != nil {
+	if _, err := m.call(ctx, call, answer); err != nil {
 		return nil, err
 	}
 	return answer, nil
@@ -171,7 +184,7 @@ func NewAgent(addr string) *Agent { return &Agent{newEndpoint("agent", addr)} }
 // Errors: *StatusError when the agent refuses; anything else means that it could not be reached.
 func (a *Agent) Call(ctx context.Context, call *agentv1.Call) (*agentv1.Response, error) {
 	answer := &agentv1.Response{}
-	if err := a.call(ctx, call, answer); err != nil {
+	if _, err := a.call(ctx, call, answer); err != nil {
 		return nil, err
 	}
 	return answer, nil

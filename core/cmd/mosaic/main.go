@@ -100,7 +100,7 @@ Start with one machine:
 	}
 	add("start", newDev(), newMaster(), newAgent())
 	add("use", newRun(), newTask())
-	add("operate", newNode(), newFramework(), newModule(), newConfig(), newVersion())
+	add("operate", newNode(), newMaintenance(), newFramework(), newRole(), newQuota(), newModule(), newConfig(), newVersion())
 	checkArguments(root)
 	return root
 }

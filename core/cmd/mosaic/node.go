@@ -21,6 +21,7 @@ type nodeRow struct {
 	Hostname   string             `json:"hostname"`
 	Address    string             `json:"address"`
 	Active     bool               `json:"active"`
+	State      string             `json:"state"` // active, inactive, deactivated, draining or drained
 	Tasks      int                `json:"tasks"`
 	Total      map[string]float64 `json:"total"`
 	Allocated  map[string]float64 `json:"allocated"`
@@ -61,12 +62,7 @@ func used(r nodeRow, name string) string {
 
 var nodeColumns = []column[nodeRow]{
 	{"HOST", false, func(r nodeRow) string { return r.Hostname }},
-	{"STATE", false, func(r nodeRow) string {
-		if r.Active {
-			return "active"
-		}
-		return "inactive"
-	}},
+	{"STATE", false, func(r nodeRow) string { return r.State }},
 	{"TASKS", false, func(r nodeRow) string { return strconv.Itoa(r.Tasks) }},
 	{"CPUS", false, func(r nodeRow) string { return used(r, "cpus") }},
 	{"MEM", false, func(r nodeRow) string { return used(r, "mem") + " MB" }},
@@ -85,7 +81,7 @@ var nodeColumns = []column[nodeRow]{
 }
 
 func newNode() *cobra.Command {
-	cmd := &cobra.Command{Use: "node", Short: "List the machines", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "node", Short: "List the machines; drain them", Args: cobra.NoArgs}
 	var master, format string
 	ls := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List agents and what is used of them", Args: cobra.NoArgs,
@@ -108,7 +104,7 @@ func newNode() *cobra.Command {
 					return err
 				}
 				r := nodeRow{
-					ID: id, Hostname: a.GetAgentInfo().GetHostname(), Address: addr, Active: a.GetActive(),
+					ID: id, Hostname: a.GetAgentInfo().GetHostname(), Address: addr, Active: a.GetActive(), State: nodeState(a),
 					Tasks: tasks[id], Total: scalars(a.GetTotalResources()), Allocated: scalars(a.GetAllocatedResources()),
 					Attributes: map[string]string{}, Version: a.GetVersion(),
 					Registered: time.Unix(0, a.GetRegisteredTime().GetNanoseconds()).UTC(),
@@ -126,7 +122,7 @@ func newNode() *cobra.Command {
 	}
 	masterFlag(ls, &master)
 	outputFlag(ls, &format)
-	cmd.AddCommand(ls)
+	cmd.AddCommand(ls, newNodeDrain(), newNodeDeactivate(), newNodeReactivate(), newNodeGone())
 	return cmd
 }
 

@@ -27,9 +27,9 @@ web-1              TASK_RUNNING   marathon    alpha   0.5    64 MB       90s
 a-rather-long-id   TASK_LOST      -           -       2      1024.5 MB   -
 `,
 			"wide": `
-TASK               STATE          FRAMEWORK   HOST    CPUS   MEM         SINCE   FRAMEWORK ID   CONTAINER   MESSAGE
-web-1              TASK_RUNNING   marathon    alpha   0.5    64 MB       90s     f-1            c-1         -
-a-rather-long-id   TASK_LOST      -           -       2      1024.5 MB   -       f-1            -           odd: "quoted"
+TASK               STATE          FRAMEWORK   HOST    CPUS   MEM         SINCE   HEALTH   FRAMEWORK ID   CONTAINER   MESSAGE
+web-1              TASK_RUNNING   marathon    alpha   0.5    64 MB       90s     -        f-1            c-1         -
+a-rather-long-id   TASK_LOST      -           -       2      1024.5 MB   -       -        f-1            -           odd: "quoted"
 `,
 			"json": `
 [
@@ -131,6 +131,7 @@ func TestListsShowTheCluster(t *testing.T) {
   hostname: alpha
   address: alpha:5051
   active: true
+  state: active
   tasks: 1
   total:
     cpus: 4
@@ -147,6 +148,7 @@ func TestListsShowTheCluster(t *testing.T) {
   hostname: beta
   address: beta:5051
   active: false
+  state: inactive
   tasks: 0
   total:
     cpus: 4

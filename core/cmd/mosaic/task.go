@@ -41,7 +41,10 @@ type taskRow struct {
 	Updated     time.Time `json:"updated,omitzero"`
 	Message     string    `json:"message,omitempty"`
 	Reason      string    `json:"reason,omitempty"`
-	active      bool
+	// Healthy and Check are what health check and check last said; absent where there is none, or it has not run yet.
+	Healthy *bool      `json:"healthy,omitempty"`
+	Check   *taskCheck `json:"check_status,omitempty"`
+	active  bool
 }
 
 func newTaskRow(c *cluster, t *mesosv1.Task) taskRow {
@@ -57,6 +60,7 @@ func newTaskRow(c *cluster, t *mesosv1.Task) taskRow {
 		if id := s.GetContainerStatus().GetContainerId().GetValue(); id != "" {
 			r.ContainerID = id
 		}
+		r.Healthy, r.Check = s.Healthy, newTaskCheck(s.GetCheckStatus())
 		r.Message = s.GetMessage()
 		r.Reason = ""
 		if s.Reason != nil {
@@ -67,6 +71,42 @@ func newTaskRow(c *cluster, t *mesosv1.Task) taskRow {
 		}
 	}
 	return r
+}
+
+// taskCheck is what a task's check last saw: the member of its kind, and none before the first result.
+type taskCheck struct {
+	Type       string  `json:"type"`
+	ExitCode   *int32  `json:"exit_code,omitempty"`
+	StatusCode *uint32 `json:"status_code,omitempty"`
+	Succeeded  *bool   `json:"succeeded,omitempty"`
+}
+
+func newTaskCheck(s *mesosv1.CheckStatusInfo) *taskCheck {
+	if s == nil {
+		return nil
+	}
+	c := &taskCheck{Type: s.GetType().String()}
+	if s.Command != nil {
+		c.ExitCode = s.Command.ExitCode
+	}
+	if s.Http != nil {
+		c.StatusCode = s.Http.StatusCode
+	}
+	if s.Tcp != nil {
+		c.Succeeded = s.Tcp.Succeeded
+	}
+	return c
+}
+
+// healthText says in one word what the health check last said.
+func healthText(healthy *bool) string {
+	switch {
+	case healthy == nil:
+		return ""
+	case *healthy:
+		return "healthy"
+	}
+	return "unhealthy"
 }
 
 // terminal says whether a task in this state has ended for good.
@@ -88,6 +128,7 @@ var taskColumns = []column[taskRow]{
 	{"CPUS", false, func(r taskRow) string { return number(r.CPUs) }},
 	{"MEM", false, func(r taskRow) string { return number(r.MemMB) + " MB" }},
 	{"SINCE", false, func(r taskRow) string { return age(r.Updated) }},
+	{"HEALTH", true, func(r taskRow) string { return healthText(r.Healthy) }},
 	{"FRAMEWORK ID", true, func(r taskRow) string { return r.FrameworkID }},
 	{"CONTAINER", true, func(r taskRow) string { return r.ContainerID }},
 	{"MESSAGE", true, func(r taskRow) string { return r.Message }},

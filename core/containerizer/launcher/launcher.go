@@ -48,6 +48,16 @@ type Request struct {
 	// Within, if not empty, is the cgroup of another container. That of this one lies below it and has every controller
 	// that it has.
 	Within string
+	// Streams says what the standard streams of the first process are. With ATTACHED and TERMINAL the shim keeps them
+	// for clients that attach, and writes output to Stdout and Stderr as well where these are given. A terminal has no
+	// standard error: all of its output goes to Stdout.
+	Streams containerv1.Container_Streams
+	// Rows and Columns are the size of a terminal at first; 0 means 24 and 80.
+	Rows, Columns uint16
+	// Beside, if not nil, is a container whose shim is to keep this one too, as far as that is possible: then no shim is
+	// started, and none is paid for. It is a handle of any launcher here. When that container is destroyed, whatever was
+	// created beside it ends.
+	Beside Handle
 }
 
 // Program is what is to be executed.
@@ -114,6 +124,52 @@ type Handle interface {
 	// and RunDir, and ends the shim. Repeatable; on error it is to be called again.
 	Destroy(ctx context.Context) error
 }
+
+// An Attacher is a Handle whose first process may have streams that clients attach to.
+type Attacher interface {
+	// Attach opens the streams for one more client. ctx bounds only the opening. ErrNotAttached when the container was
+	// created with FILES, ErrEnded when the process has ended and nothing is left of its output.
+	//
+	// What the process wrote while nobody read is kept, the last 64 KiB of each stream that has no file, and given to
+	// the first that reads, also when the container was destroyed meanwhile, by this handle. The surest is to attach
+	// before Start.
+	Attach(ctx context.Context) (Streams, error)
+}
+
+// Streams are one client's view of the standard streams of a process. There may be several: all that read get the
+// same output, and what they write is taken as it comes. Methods may be called at the same time, but each only once.
+type Streams interface {
+	// Read returns output from now on: a client that never reads is not sent any. It returns io.EOF when the process
+	// has ended and everything was read, at the latest a second after the process if others hold its streams open,
+	// ErrSlow when the client was cut off, and net.ErrClosed after Close.
+	//
+	// The process waits for the first client that ever reads, where output goes to no file: so does a pipe between two
+	// commands. It waits for no other: who falls behind by more than a few hundred KiB is cut off.
+	Read() (Chunk, error)
+	// Write gives input to the process. It blocks while the process does not read, at most until Close. Input that the
+	// process has closed is dropped. ErrEnded when the process has ended.
+	Write(p []byte) error
+	// CloseWrite ends the input, for all clients: it closes the pipe after what was written, or types the terminal's
+	// end-of-file character.
+	CloseWrite() error
+	// Resize changes the size of the terminal, whose foreground processes are told by SIGWINCH. An error without
+	// terminal.
+	Resize(rows, columns uint16) error
+	// Close gives the streams up. What was written is delivered all the same.
+	Close() error
+}
+
+// A Chunk is a piece of output.
+type Chunk struct {
+	Stderr bool
+	Data   []byte // the caller's own
+}
+
+// ErrNotAttached is returned by Attach when the process has no streams to attach to.
+var ErrNotAttached = errors.New("container has no streams to attach to")
+
+// ErrSlow is returned by Read when the client read so slowly that it was cut off.
+var ErrSlow = errors.New("reads too slowly")
 
 // ErrEnded is returned by Signal and Start when the first process has ended already.
 var ErrEnded = errors.New("container has ended")
