@@ -81,7 +81,8 @@ func TestAWholeSiteIsRead(t *testing.T) {
 	if !reflect.DeepEqual(c.Agent, wantAgent) {
 		t.Errorf("Agent = %+v, want %+v", c.Agent, wantAgent)
 	}
-	wantMaster := Master{WorkDir: "/var/lib/mosaic/master", MaxPingTimeouts: 7, OfferTimeout: 90 * time.Second, RootSubmissions: &yes}
+	lease := 90 * time.Second
+	wantMaster := Master{WorkDir: "/var/lib/mosaic/master", MaxPingTimeouts: 7, OfferTimeout: &lease, RootSubmissions: &yes}
 	if !reflect.DeepEqual(c.Master, wantMaster) {
 		t.Errorf("Master = %+v, want %+v", c.Master, wantMaster)
 	}

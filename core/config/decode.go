@@ -86,15 +86,17 @@ func (d *decoder) attributes(into any, attributes hcl.Attributes) {
 func assign(field reflect.Value, v cty.Value, tag reflect.StructTag) error {
 	switch into := field.Addr().Interface().(type) {
 	case *time.Duration:
-		dur, err := toDuration(v)
+		d, err := checkDuration(v, tag)
 		if err != nil {
 			return err
 		}
-		low, high := durationBound(tag, "min", math.MinInt64), durationBound(tag, "max", math.MaxInt64)
-		if dur < low || dur > high {
-			return outside(show(v), tag)
+		*into = d
+	case **time.Duration:
+		d, err := checkDuration(v, tag)
+		if err != nil {
+			return err
 		}
-		*into = dur
+		*into = &d
 	case *Bytes:
 		n, err := toBytes(v)
 		if err != nil {
@@ -280,6 +282,19 @@ func checkText(s string, tag reflect.StructTag) error {
 		}
 	}
 	return nil
+}
+
+// checkDuration is toDuration within the bounds of a tag.
+func checkDuration(v cty.Value, tag reflect.StructTag) (time.Duration, error) {
+	d, err := toDuration(v)
+	if err != nil {
+		return 0, err
+	}
+	low, high := durationBound(tag, "min", math.MinInt64), durationBound(tag, "max", math.MaxInt64)
+	if d < low || d > high {
+		return 0, outside(show(v), tag)
+	}
+	return d, nil
 }
 
 func durationBound(tag reflect.StructTag, key string, none time.Duration) time.Duration {

@@ -17,14 +17,39 @@ type Master struct {
 	// Listen on other addresses than loopback without authentication.
 	Insecure bool `name:"insecure"`
 
-	AllocationInterval     time.Duration `name:"allocation_interval" min:"1ms"`
-	OfferTimeout           time.Duration `name:"offer_timeout" min:"1s"`
-	PingInterval           time.Duration `name:"ping_interval" min:"100ms"`
-	MaxPingTimeouts        int           `name:"max_ping_timeouts" min:"1"`
-	AgentReregisterTimeout time.Duration `name:"agent_reregister_timeout" min:"1s"`
+	AllocationInterval time.Duration `name:"allocation_interval" min:"1ms"`
+	// How long a framework may keep an offer without an answer; "0s" is for ever, as in Mesos, nil if not said.
+	OfferTimeout           *time.Duration `name:"offer_timeout" min:"0s"`
+	PingInterval           time.Duration  `name:"ping_interval" min:"100ms"`
+	MaxPingTimeouts        int            `name:"max_ping_timeouts" min:"1"`
+	AgentReregisterTimeout time.Duration  `name:"agent_reregister_timeout" min:"1s"`
 
-	MaxCompletedFrameworks        int `name:"max_completed_frameworks" min:"0"`
-	MaxCompletedTasksPerFramework int `name:"max_completed_tasks_per_framework" min:"0"`
+	// Least time between two agents that are given up as unreachable.
+	AgentRemovalInterval time.Duration `name:"agent_removal_interval" min:"1ms"`
+	// Greatest part of a former master's agents that may fail to return before the master stops instead.
+	RecoveryAgentRemovalLimit float64 `name:"recovery_agent_removal_limit" min:"0" max:"1"`
+
+	MaxCompletedFrameworks          int `name:"max_completed_frameworks" min:"0"`
+	MaxCompletedTasksPerFramework   int `name:"max_completed_tasks_per_framework" min:"0"`
+	MaxUnreachableTasksPerFramework int `name:"max_unreachable_tasks_per_framework" min:"0"`
+
+	// How roles, and frameworks within a role, are put in line.
+	RoleSorter      string `name:"role_sorter" oneof:"drf,random"`
+	FrameworkSorter string `name:"framework_sorter" oneof:"drf,random"`
+	// Resources that do not count in shares.
+	FairSharingExcluded []string `name:"fair_sharing_excluded_resource_names"`
+	// Whether agents with gpus are for GPU_RESOURCES frameworks only; nil if not said.
+	FilterGPUResources *bool `name:"filter_gpu_resources"`
+	// The only roles that may be used, if any are named, beside "*".
+	Roles []string `name:"roles"`
+	// File with the hostnames of the agents that may be offered, read again when it changes.
+	Whitelist string `name:"whitelist" form:"path"`
+	// Fault domain of the master, and whether agents must have one.
+	Region             string `name:"region"`
+	Zone               string `name:"zone"`
+	RequireAgentDomain bool   `name:"require_agent_domain"`
+	// Whether /metrics/snapshot has numbers of single frameworks; nil if not said.
+	PerFrameworkMetrics *bool `name:"publish_per_framework_metrics"`
 
 	// Whether frameworks and tasks may run as root; nil if not said.
 	RootSubmissions *bool `name:"root_submissions"`
@@ -50,6 +75,9 @@ type Agent struct {
 	DefaultRole string `name:"default_role"`
 	// Attributes as text, such as "rack:a1;zone:west".
 	Attributes string `name:"attributes"`
+	// Fault domain of the agent.
+	Region string `name:"region"`
+	Zone   string `name:"zone"`
 	// Listen on other addresses than loopback without authentication.
 	Insecure bool `name:"insecure"`
 

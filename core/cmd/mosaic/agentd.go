@@ -204,6 +204,10 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 		},
 	}
 	oversubscription(host, &deps)
+	pause, err := orBeside(set.Shim, "mosaic-shim")
+	if err != nil {
+		return err
+	}
 	a, err := agent.New(agent.Config{
 		WorkDir: workDir, Masters: strings.Split(o.master, ","), Hostname: name, IP: ipv4(name), Port: port,
 		Resources: o.resources, Attributes: o.attributes, CgroupRoot: o.cgroupRoot, KeepUser: !switchUser(set),
@@ -212,14 +216,14 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 		ExecutorReregistrationTimeout: set.ExecutorReregistrationTimeout, ExecutorShutdownGracePeriod: set.ExecutorShutdownGracePeriod,
 		RecoveryTimeout: set.RecoveryTimeout, RegistrationBackoffMin: set.RegistrationBackoffMin, RegistrationBackoffMax: set.RegistrationBackoffMax,
 		OversubscribedResourcesInterval: set.OversubscribedResourcesInterval, QoSCorrectionInterval: set.QoSCorrectionInterval,
-		GCDelay: set.GCDelay, GCDiskHeadroom: set.GCDiskHeadroom,
+		GCDelay: set.GCDelay, GCDiskHeadroom: set.GCDiskHeadroom, Domain: domainOf(set.Region, set.Zone), Pause: []string{pause, "pause"},
 		Version: versionInfo(), Flags: map[string]string{"work_dir": workDir, "port": strconv.Itoa(port), "config": o.config},
 	}, deps)
 	if err != nil {
 		return err
 	}
 	edge := api.NewAgent(api.Config{Version: versionInfo(), Metrics: metrics, Log: log},
-		api.AgentDeps{Agent: a, Files: a, Modules: func() any { return moduleRows(host.Status()) }})
+		api.AgentDeps{Agent: a, ContainerIO: a, Files: a, Modules: func() any { return moduleRows(host.Status()) }})
 	if ready != nil {
 		ready(host)
 	}

@@ -135,10 +135,15 @@ func runMaster(ctx context.Context, o masterOptions, l net.Listener, log *slog.L
 	}
 	set := o.settings
 	m, err := master.New(master.Config{
-		AllocationInterval: set.AllocationInterval, OfferTimeout: set.OfferTimeout, PingInterval: set.PingInterval,
+		AllocationInterval: set.AllocationInterval, OfferTimeout: lease(set.OfferTimeout), PingInterval: set.PingInterval,
 		MaxPingTimeouts: set.MaxPingTimeouts, AgentReregisterTimeout: set.AgentReregisterTimeout,
+		RemovalInterval: set.AgentRemovalInterval, RecoveryRemovalLimit: set.RecoveryAgentRemovalLimit,
 		MaxCompletedFrameworks: set.MaxCompletedFrameworks, MaxCompletedTasksPerFramework: set.MaxCompletedTasksPerFramework,
-		NoRootSubmissions: set.RootSubmissions != nil && !*set.RootSubmissions,
+		MaxUnreachableTasksPerFramework: set.MaxUnreachableTasksPerFramework,
+		RoleSorter:                      set.RoleSorter, FrameworkSorter: set.FrameworkSorter, ShareExcluded: set.FairSharingExcluded,
+		NoFilterGPUResources: isFalse(set.FilterGPUResources), NoPerFrameworkMetrics: isFalse(set.PerFrameworkMetrics),
+		Domain: domainOf(set.Region, set.Zone), RequireAgentDomain: set.RequireAgentDomain, Roles: set.Roles, Whitelist: set.Whitelist,
+		NoRootSubmissions: isFalse(set.RootSubmissions),
 		Hostname:          host, IP: ipv4(host), Port: port, Version: mesosVersion, Cluster: o.cluster,
 		Flags: map[string]string{
 			"work_dir": workDir, "port": strconv.Itoa(port), "hostname": host, "cluster": o.cluster, "version": version,
@@ -157,6 +162,31 @@ func runMaster(ctx context.Context, o masterOptions, l net.Listener, log *slog.L
 	g.Go(func() error { return m.Run(gctx) })
 	g.Go(func() error { return serve(gctx, l, edge, rpc, log) })
 	return ended(ctx, g.Wait())
+}
+
+// isFalse is for settings that are on unless said otherwise.
+func isFalse(setting *bool) bool { return setting != nil && !*setting }
+
+// lease is how long an offer may be kept: no end for 0, and the master's default when nothing is said.
+func lease(setting *time.Duration) time.Duration {
+	switch {
+	case setting == nil:
+		return 0
+	case *setting == 0:
+		return -1
+	}
+	return *setting
+}
+
+// domainOf is a fault domain, nil when there is none.
+func domainOf(region, zone string) *mesosv1.DomainInfo {
+	if region == "" && zone == "" {
+		return nil
+	}
+	return &mesosv1.DomainInfo{FaultDomain: &mesosv1.DomainInfo_FaultDomain{
+		Region: &mesosv1.DomainInfo_FaultDomain_RegionInfo{Name: &region},
+		Zone:   &mesosv1.DomainInfo_FaultDomain_ZoneInfo{Name: &zone},
+	}}
 }
 
 // front is the page at / until there is a web page.
