@@ -299,7 +299,9 @@ func (x *explainer) amounts(c *client, ag *agent, s []step) []step {
 				st.amount, st.total = n.milli-h.all, h.all
 				st.code, st.cost = StepLarger, part(st.amount, n.milli, 100)
 			}
-			st.cost += stepCosts[st.code]
+			if !slices.ContainsFunc(s, func(o step) bool { return o.code == st.code }) {
+				st.cost += stepCosts[st.code] // once for all that is short: it is one task that must end
+			}
 			s = append(s, st)
 		}
 		at, known := x.names[n.name]
@@ -451,6 +453,9 @@ func (x *explainer) stepText(k *change, s step) string {
 		if most := x.largest[s.name]; most > s.total {
 			return fmt.Sprintf("have an agent with %s more of %s than this one, which has %s; the largest has %s",
 				amount(s.amount), s.name, amount(s.total), amount(most))
+		}
+		if s.total == 0 {
+			return fmt.Sprintf("have an agent with %s of %s: none has any", amount(s.amount), s.name)
 		}
 		return fmt.Sprintf("have an agent with %s more of %s: none has more than %s", amount(s.amount), s.name, amount(s.total))
 	}

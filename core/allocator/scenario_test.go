@@ -11,6 +11,7 @@ import (
 	"time"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	schedulerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/scheduler"
 	"github.com/mosaic-cluster/mosaic/sdk/resources"
 )
 
@@ -302,10 +303,49 @@ func (s *stage) do(command string, args []string) ([]string, error) {
 			}
 		}
 		return out, nil
+	case "expire": // expire FRAMEWORK AGENT LEASE: all it has there was an offer that got no answer
+		fw, ag := s.frameworks[arg(0)], s.agents[arg(1)]
+		if fw == nil || ag == nil {
+			return nil, fmt.Errorf("unknown framework or agent")
+		}
+		lease, err := time.ParseDuration(arg(2))
+		s.ExpireOffer(arg(0), arg(1), ag.allocs[fw], s.now, lease)
+		return nil, err
+	case "answered":
+		s.Answered(arg(0), s.now)
+	case "constrain": // constrain FRAMEWORK ROLE HOSTNAME
+		c, err := CompileConstraints(constraints([]*schedulerv1.AttributeConstraint{is(pseudo(schedulerv1.AttributeConstraint_Selector_HOSTNAME), "="+arg(2))}))
+		if err != nil {
+			return nil, err
+		}
+		c.roles = map[string][]group{arg(1): c.roles["eng"]}
+		s.SetConstraints(arg(0), c)
+	case "pause":
+		d, err := time.ParseDuration(arg(0))
+		s.Pause(s.now.Add(d))
+		return nil, err
+	case "resume":
+		s.Resume()
+	case "fits": // fits FRAMEWORK ROLE NEED [ports=N]; "-" for none
+		q := Question{FrameworkID: strings.Trim(arg(0), "-"), Role: strings.Trim(arg(1), "-")}
+		var err error
+		if q.Need, err = resources.ParseQuantities(arg(2)); err != nil {
+			return nil, err
+		}
+		q.Ports, _ = strconv.Atoi(options["ports"])
+		e := s.Explain(q, s.now)
+		out := []string{strings.TrimSpace(fmt.Sprintf("%d %s", e.Fits, strings.Join(e.FitsOn, ", ")))}
+		for _, c := range e.Closest {
+			out = append(out, fmt.Sprintf("%d on %s and %d more: %s", c.Cost, c.AgentID, c.Agents-1, c.Text))
+		}
+		return out, nil
 	case "why":
 		var out []string
-		for _, r := range s.Explain(Question{FrameworkID: arg(0), Role: arg(1)}, s.now).Asked[0].Reasons {
+		for _, r := range s.Explain(Question{FrameworkID: strings.Trim(arg(0), "-"), Role: arg(1)}, s.now).Asked[0].Reasons {
 			line := fmt.Sprintf("%d: %s", r.Agents, r.Text)
+			for _, h := range r.Holders {
+				line += fmt.Sprintf("; %s in %s has %s", h.FrameworkID, h.Role, h.Resources)
+			}
 			if !r.Until.IsZero() {
 				line += " for " + r.Until.Sub(s.now).String()
 			}

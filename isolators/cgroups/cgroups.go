@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -92,9 +93,13 @@ func sum(list []*mesosv1.Resource, name string) (total float64, revocable bool) 
 	return total, revocable && total > 0
 }
 
-// own says whether a container has a cgroup of its own: debug containers and those nested ones that share have none.
+// own says whether a container has limits of its own. Nested ones have the parent's unless they ask not to share its
+// cgroup, debug containers always: the cgroup that they live in is there to be emptied.
 func own(c *containerv1.Container) bool {
-	return c.GetParentId() == "" || c.GetCgroup() != "" && c.GetClass() != containerv1.Container_DEBUG
+	if c.GetParentId() == "" {
+		return true
+	}
+	return c.GetClass() != containerv1.Container_DEBUG && !c.GetContainerInfo().GetLinuxInfo().GetShareCgroups()
 }
 
 // oomScore makes the kernel prefer containers that may use more memory than they asked for, those that asked for least
@@ -266,8 +271,10 @@ func (i *Isolator) Status(_ context.Context, r *isolatorv1.StatusRequest) (*isol
 	return &isolatorv1.StatusResponse{Results: results}, nil
 }
 
-// limitation describes the end of memory as Mesos does. A container without a limit suffered from the machine's.
+// limitation describes the end of memory as Mesos does. A nested container may have reached the limit of one above it;
+// where there is no limit, the machine's memory was all used.
 func limitation(id string, g group) *modulev1.Limitation {
+	g = g.limiting()
 	limit, _ := g.memoryLimit()
 	l := &modulev1.Limitation{ContainerId: id, Reason: mesosv1.TaskStatus_REASON_CONTAINER_LIMITATION_MEMORY.String()}
 	used := fmt.Sprintf("Maximum Used: %dMB", g.memoryMost()/megabyte)
@@ -370,6 +377,10 @@ func (g group) number(controller, file string) (int64, bool) {
 // fields reads a file of "name number" lines.
 func (g group) fields(controller, file string) map[string]uint64 {
 	text, _ := g.read(controller, file)
+	return parseFields(text)
+}
+
+func parseFields(text string) map[string]uint64 {
 	m := map[string]uint64{}
 	for line := range strings.Lines(text) {
 		name, value, ok := strings.Cut(strings.TrimSpace(line), " ")
@@ -388,6 +399,27 @@ func (g group) memoryLimit() (int64, bool) {
 	return g.number("memory", "memory.limit_in_bytes")
 }
 
+// limiting is the group's own memory group, or the nearest above it that has a limit, if there is one.
+func (g group) limiting() group {
+	const most = 16 // levels; containers are nested far less deep
+	at := g.path("memory")
+	for range most {
+		here := group{"memory": at}
+		if g.unified() {
+			here = group{"": at}
+		}
+		limit, ok := here.memoryLimit()
+		if !ok {
+			break // above the hierarchy's root
+		}
+		if limit >= 0 {
+			return here
+		}
+		at = filepath.Dir(at)
+	}
+	return g
+}
+
 // memoryMost is the most memory ever used.
 func (g group) memoryMost() int64 {
 	file := "memory.max_usage_in_bytes"
@@ -398,10 +430,21 @@ func (g group) memoryMost() int64 {
 	return max(n, 0)
 }
 
-// oomKills counts the processes that the kernel killed for want of memory.
+// oomKills counts the processes that the kernel killed for want of memory: this group's own, and, where it was this
+// group that reached its limit, those nested in it. On version 1 a nested group counts for itself alone.
 func (g group) oomKills() uint64 {
-	if g.unified() {
-		return g.fields("memory", "memory.events")["oom_kill"]
+	if !g.unified() {
+		return g.fields("memory", "memory.oom_control")["oom_kill"]
 	}
-	return g.fields("memory", "memory.oom_control")["oom_kill"]
+	all := g.fields("memory", "memory.events")["oom_kill"]
+	local, ok := g.read("memory", "memory.events.local")
+	if !ok {
+		return all // a kernel before 5.2 does not tell them apart
+	}
+	mine := parseFields(local)
+	if mine["oom"] > 0 {
+		return all
+	}
+	// A container that others can be nested in keeps its processes in a leaf.
+	return mine["oom_kill"] + g.fields("memory", "leaf/memory.events.local")["oom_kill"]
 }

@@ -88,16 +88,25 @@ func (i *Isolator) Prepare(_ context.Context, r *isolatorv1.PrepareRequest) (*is
 		if cfg.DisallowSharingIPC && !nested && mode == mesosv1.LinuxInfo_SHARE_PARENT {
 			return nil, module.FailedPrecondition("sharing the agent's ipc namespace is not allowed here (disallow_sharing_agent_ipc_namespace)")
 		}
+		if !nested && c.GetRootfs() != "" {
+			// Shared memory by file goes with the namespace. A nested container gets its parent's, by the agent.
+			p.Mounts = append(p.Mounts, &containerv1.Mount{
+				Destination: "/dev/shm", Source: "/dev/shm", Type: "bind", Options: []string{"bind", "rw"},
+			})
+		}
 	default:
 		add(containerv1.Namespace_IPC)
 		if shm == 0 {
 			shm = uint64(cfg.DefaultShmSize)
 		}
-		if shm > 0 {
-			p.Mounts = append(p.Mounts, &containerv1.Mount{
-				Destination: "/dev/shm", Source: "tmpfs", Type: "tmpfs",
-				Options: []string{"nosuid", "nodev", "mode=1777", fmt.Sprintf("size=%d", shm)},
-			})
+		// Who asks for PRIVATE gets a /dev/shm of its own too. One that only gets it by default does not where that would
+		// be all it has mounted: an own root filesystem has one anyway, and without one nobody looks for it there.
+		if shm > 0 || mode == mesosv1.LinuxInfo_PRIVATE && c.GetRootfs() == "" {
+			m := &containerv1.Mount{Destination: "/dev/shm", Source: "tmpfs", Type: "tmpfs", Options: []string{"nosuid", "nodev", "mode=1777"}}
+			if shm > 0 {
+				m.Options = append(m.Options, fmt.Sprintf("size=%d", shm))
+			}
+			p.Mounts = append(p.Mounts, m)
 		}
 	}
 	if len(p.Namespaces) == 0 && len(p.Mounts) == 0 {

@@ -1,6 +1,7 @@
 // Command mosaic-shim supervises one container. It is started by the agent and by itself, never by
 // hand: the first frame on descriptor 3 says whether it is to be a shim or the stage before a
-// container's command. See the packages supervise and stage.
+// container's command. See the packages supervise and stage. `mosaic-shim pause` is a container's
+// command that does nothing (pause.go).
 package main
 
 import (
@@ -21,6 +22,9 @@ func main() {
 }
 
 func run() int {
+	if pauses() {
+		pause()
+	}
 	// Whatever else the starter had open is no business of a shim, and less of a container.
 	_ = unix.CloseRange(wire.RuntimeFD+1, ^uint(0), 0)
 	for fd := wire.ConnFD; fd <= wire.RuntimeFD; fd++ {
