@@ -59,6 +59,7 @@ type Containerizer interface {
 	Status(ctx context.Context, id string) (*mesosv1.ContainerStatus, error)
 	// Forget says that the end of the container is on record here.
 	Forget(ctx context.Context, id string) error
+	Attacher
 }
 
 // Config says who the agent is and how patient. Durations left zero get Mesos's defaults.
@@ -154,8 +155,6 @@ type Agent struct {
 	ctzr  Containerizer
 	deps  Deps
 
-	attacher Attacher // the containerizer, if it is one
-
 	timers  *timers
 	started time.Time
 	bootID  string
@@ -229,7 +228,6 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 		guestRoots: make(map[ContainerID]bool),
 		failed:     make(chan struct{}),
 	}
-	a.attacher, _ = deps.Containerizer.(Attacher)
 	a.work, a.cancelWork = context.WithCancelCause(context.Background())
 	if err := a.recoverIdentity(); err != nil {
 		return nil, fmt.Errorf("recover agent: %w", err)

@@ -250,7 +250,7 @@ func TestCommandCheckRunsInTheTasksContainer(t *testing.T) {
 		}
 		c, parent := s.seen[0], w.container("t")
 		own := strings.TrimPrefix(c.GetId(), parent+".")
-		if c.GetParentId() != parent || own == c.GetId() || c.GetCgroup() != "mosaic/"+parent+"/"+own || c.GetTaskId() != "t" ||
+		if c.GetParentId() != parent || own == c.GetId() || c.GetCgroup() != "mosaic/"+parent+"/debug-"+own || c.GetTaskId() != "t" ||
 			!strings.HasSuffix(c.GetSandbox(), "/runs/"+parent) || len(c.GetResources()) > 0 || c.ContainerInfo != nil {
 			t.Errorf("container of the check = %v, want one of class DEBUG within %s", c, parent)
 		}

@@ -271,12 +271,9 @@ func (a *Agent) watchRoot(root ContainerID) {
 // removeGuest removes all of a container that ended.
 func (a *Agent) removeGuest(ctx context.Context, g *guest) error {
 	if !g.session {
-		if a.attacher == nil {
-			return errNoAttacher
-		}
 		once, cancel := context.WithTimeout(ctx, destroyTimeout)
 		defer cancel()
-		if err := a.attacher.Remove(once, g.spec.GetId()); err != nil {
+		if err := a.ctzr.Remove(once, g.spec.GetId()); err != nil {
 			return err
 		}
 	}

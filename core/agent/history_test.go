@@ -15,7 +15,7 @@ import (
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 )
 
-// Random lives of an agent: tasks come, end, fail to launch and are killed, the agent is killed and started again, the
+// Random lives of an agent: tasks come alone and in groups, end, fail to launch and are killed, the agent is killed and started again, the
 // master comes and goes, acknowledgements are lost. Whatever happens, each task that the agent once reported on has one
 // well-formed history with one end, and when all is over nothing is left, neither processes nor records.
 func TestRandomHistoriesEndWell(t *testing.T) {
@@ -67,15 +67,29 @@ func live(t *testing.T, w *world, r *rand.Rand, steps int) {
 	for range steps {
 		switch r.IntN(12) {
 		case 0, 1, 2, 3:
-			id := fmt.Sprint("t", len(tasks))
-			tasks = append(tasks, id)
-			task := command(id, []string{"true", "exit 3", "sleep", "sleep", "stubborn"}[r.IntN(5)])
-			if r.IntN(5) == 0 {
-				task.MaxCompletionTime = &mesosv1.DurationInfo{Nanoseconds: new(int64(time.Duration(1+r.IntN(60)) * time.Second))}
+			group := make([]*mesosv1.TaskInfo, 1)
+			if r.IntN(3) == 0 {
+				group = make([]*mesosv1.TaskInfo, 1+r.IntN(3))
 			}
-			w.try(&clusterv1.ToAgent_RunTask{RunTask: &clusterv1.RunTask{Framework: f, Task: task}})
+			for i := range group {
+				id := fmt.Sprint("t", len(tasks))
+				tasks = append(tasks, id)
+				group[i] = command(id, []string{"true", "exit 3", "sleep", "sleep", "stubborn"}[r.IntN(5)])
+				if r.IntN(5) == 0 {
+					group[i].MaxCompletionTime = &mesosv1.DurationInfo{Nanoseconds: new(int64(time.Duration(1+r.IntN(60)) * time.Second))}
+				}
+			}
+			if len(group) == 1 && r.IntN(3) > 0 {
+				w.try(&clusterv1.ToAgent_RunTask{RunTask: &clusterv1.RunTask{Framework: f, Task: group[0]}})
+			} else {
+				w.try(groupOf(f, builtin(fmt.Sprint("e", r.IntN(3))), group...))
+			}
 		case 4, 5:
-			if len(tasks) > 0 {
+			if r.IntN(10) == 0 {
+				w.try(&clusterv1.ToAgent_ShutdownExecutor{ShutdownExecutor: &clusterv1.ShutdownExecutor{
+					FrameworkId: "F", ExecutorId: fmt.Sprint("e", r.IntN(3)),
+				}})
+			} else if len(tasks) > 0 {
 				w.try(&clusterv1.ToAgent_KillTask{KillTask: &clusterv1.KillTask{FrameworkId: "F", TaskId: tasks[r.IntN(len(tasks))]}})
 			}
 		case 6:

@@ -200,7 +200,7 @@ func (a *Agent) commandCheckOf(e *executor, command *mesosv1.CommandInfo) *conta
 	own := uuid.NewString()
 	c.ParentId, c.Id = c.Id, c.Id+"."+own
 	c.Generation, c.Class = 1, containerv1.Container_DEBUG
-	c.Cgroup += "/" + own
+	c.Cgroup += "/debug-" + own
 	c.ContainerInfo, c.Resources, c.Limits, c.Environment = nil, nil, nil, nil // the task's are its own
 	c.Command = command.CloneVT()
 	if c.Command != nil {

@@ -84,6 +84,130 @@ func TestCrashAtEveryWriteLosesNothing(t *testing.T) {
 	}
 }
 
+// The same for task groups.
+func TestCrashAtEveryWriteOfAGroupLosesNothing(t *testing.T) {
+	for n := 1; ; n++ {
+		crashed := false
+		t.Run(fmt.Sprint("write ", n), func(t *testing.T) {
+			in(t, func(t *testing.T, w *world) { crashed = crashGroupAt(t, w, n, n%5+1) })
+		})
+		if !crashed || t.Failed() {
+			if n < 15 {
+				t.Errorf("the scenario made only %d writes, want more to crash at", n)
+			}
+			return
+		}
+	}
+}
+
+// crashGroupAt has an agent die at its n-th write and the next one at its m-th, with a group of which one task fails, a
+// group that finishes, both in one executor, and an executor that is shut down. Then all must have come to its end, each
+// process been started at most once after it was seen running, and nothing be left. It returns false when there was no
+// n-th write.
+func crashGroupAt(t *testing.T, w *world, n, m int) bool {
+	w.master.autoAck = true
+	open := func(n int) {
+		var armed atomic.Bool
+		k := 0
+		w.open(func(int, []op) error {
+			if !armed.Load() {
+				return nil
+			}
+			if k++; k == n {
+				return errCrash
+			}
+			return nil
+		})
+		armed.Store(true)
+		w.run()
+	}
+	f := checkpointed("F")
+	before := w.master.count()
+	open(n)
+	synctest.Wait()
+	if w.master.count() > before {
+		for _, x := range []any{
+			groupOf(f, builtin("e"), command("fails", "exit 7"), command("killed", "sleep"), command("stubborn", "stubborn")),
+			groupOf(f, builtin("e"), command("done", "true"), command("ends", "sleep")),
+			groupOf(f, builtin("x"), command("shut", "sleep")),
+			&clusterv1.ToAgent_ShutdownExecutor{ShutdownExecutor: &clusterv1.ShutdownExecutor{FrameworkId: "F", ExecutorId: "x"}},
+		} {
+			w.try(x)
+			synctest.Wait()
+		}
+	}
+	tasks := []string{"fails", "killed", "stubborn", "done", "ends", "shut"}
+	crashed := false
+	down := func() {
+		select {
+		case err := <-w.done:
+			if crashed = true; !errors.Is(err, errCrash) {
+				t.Fatalf("Run = %v, want the crash", err)
+			}
+			w.close()
+		default:
+			w.crash()
+		}
+	}
+	down()
+	first := crashed
+	ran := make(map[string]bool)
+	for _, id := range tasks {
+		ran[id] = slices.Contains(w.master.history(id), "TASK_RUNNING")
+	}
+	open(m)
+	synctest.Wait()
+	down()
+	w.start()
+	synctest.Wait()
+	time.Sleep(30 * time.Second) // graces are over
+	if w.agent.find("F", "ends") != nil {
+		w.master.await(t, "ends", mesosv1.TaskState_TASK_RUNNING)
+		w.host.end(w.container("ends"), 0)
+	}
+	// A shutdown that was lost is repeated, as schedulers do.
+	w.try(&clusterv1.ToAgent_ShutdownExecutor{ShutdownExecutor: &clusterv1.ShutdownExecutor{FrameworkId: "F", ExecutorId: "x"}})
+	time.Sleep(30 * time.Minute)
+	synctest.Wait()
+	for id, ends := range map[string][]string{
+		"fails": {"TASK_FAILED"}, "killed": {"TASK_KILLED"}, "stubborn": {"TASK_KILLED"}, "done": {"TASK_FINISHED"},
+		"ends": {"TASK_FINISHED"}, "shut": {"TASK_KILLED"},
+	} {
+		got := w.master.history(id)
+		if len(got) == 0 {
+			continue // the agent died before it was written down
+		}
+		whole := append([]string{"TASK_STARTING", "TASK_RUNNING"}, ends...)
+		short := append([]string{"TASK_STARTING"}, ends...) // ended before it was known to run
+		if !slices.Equal(got, whole) && !slices.Equal(got, short) && !slices.Equal(got, ends) {
+			t.Errorf("history of %q = %v, want %v, or the end of it", id, got, whole)
+		}
+		if ran[id] && w.host.started[w.container(id)] != 1 {
+			t.Errorf("%q was seen running before the crash and was started %d times", id, w.host.started[w.container(id)])
+		}
+	}
+	all := func(ids ...string) (n int) {
+		for _, id := range ids {
+			if len(w.master.history(id)) > 0 {
+				n++
+			}
+		}
+		return n
+	}
+	if n := all("fails", "killed", "stubborn"); n != 0 && n != 3 {
+		t.Errorf("%d tasks of a group of three were ever heard of", n)
+	}
+	if got := w.records(); len(got) != 0 {
+		t.Errorf("the store holds %v at the end, want nothing", got)
+	}
+	for id := range w.host.procs {
+		if w.host.alive(id) {
+			t.Errorf("container %s still runs at the end", id)
+		}
+	}
+	return first
+}
+
 // crashAt runs a scenario whose n-th write is never made, recovers, with the m-th write of the recovery not made
 // either, and recovers again. It returns false when there was no n-th write.
 func crashAt(t *testing.T, w *world, n, m int) bool {

@@ -312,7 +312,10 @@ func (a *Agent) destroy(e *executor, why *containerTermination) {
 			once, cancel := context.WithTimeout(ctx, destroyTimeout)
 			err := a.ctzr.Destroy(once, string(e.container), why)
 			cancel()
-			if err == nil || ctx.Err() != nil {
+			a.mu.Lock()
+			over := e.phase == phaseTerminated // meanwhile, and perhaps forgotten
+			a.mu.Unlock()
+			if err == nil || over || ctx.Err() != nil {
 				return
 			}
 			a.log.Error("destroy failed, will be tried again", "container", e.container, "after", wait, "error", err)

@@ -33,8 +33,6 @@ type Attacher interface {
 	Remove(ctx context.Context, id string) error
 }
 
-var errNoAttacher = refuse(http.StatusNotImplemented, "This agent's containers cannot be attached to")
-
 const (
 	// sessionMemory is how long WAIT_NESTED_CONTAINER tells how a session ended, when nobody removes it before.
 	sessionMemory = 10 * time.Minute
@@ -51,9 +49,6 @@ func (a *Agent) AttachOutput(ctx context.Context, principal string, id *mesosv1.
 	p, err := a.ask(ctx, principal, "ATTACH_CONTAINER_OUTPUT", "ATTACH_CONTAINER_OUTPUT", id)
 	if err != nil {
 		return err
-	}
-	if a.attacher == nil {
-		return errNoAttacher
 	}
 	if err := a.findRunning(p, false); err != nil {
 		return err
@@ -86,7 +81,7 @@ func (a *Agent) attach(ctx context.Context, p containerPath, s ProcessIOStream) 
 			case <-stop:
 			}
 		})
-		err := a.attacher.AttachOutput(attached, p.id(), func(m *agentv1.ProcessIO) bool {
+		err := a.ctzr.AttachOutput(attached, p.id(), func(m *agentv1.ProcessIO) bool {
 			select {
 			case began <- struct{}{}:
 			default:
@@ -123,9 +118,6 @@ func (a *Agent) AttachInput(ctx context.Context, principal string, id *mesosv1.C
 	if err != nil {
 		return err
 	}
-	if a.attacher == nil {
-		return errNoAttacher
-	}
 	if err := a.findRunning(p, false); err != nil {
 		return err
 	}
@@ -144,7 +136,7 @@ func (a *Agent) AttachInput(ctx context.Context, principal string, id *mesosv1.C
 			cancel(errContainerEnded)
 		}
 	}()
-	err = a.attacher.AttachInput(attached, p.id(), func() (*agentv1.ProcessIO, error) { return next(attached) })
+	err = a.ctzr.AttachInput(attached, p.id(), func() (*agentv1.ProcessIO, error) { return next(attached) })
 	switch {
 	case err == nil || errors.Is(context.Cause(attached), errContainerEnded):
 		return nil
@@ -171,9 +163,6 @@ var (
 //
 // Errors: as of a launch; 500 when the client cannot be attached.
 func (a *Agent) LaunchSession(ctx context.Context, principal string, call *agentv1.Call_LaunchNestedContainerSession, s ProcessIOStream) error {
-	if a.attacher == nil {
-		return errNoAttacher
-	}
 	if err := checkSession(call); err != nil {
 		return refuse(http.StatusBadRequest, "Failed to launch container: %v", err)
 	}

@@ -169,3 +169,46 @@ func TestNothingIsSentBeforeItIsOnDisk(t *testing.T) {
 		w.master.await(t, "t", mesosv1.TaskState_TASK_STARTING)
 	})
 }
+
+// Whoever does not acknowledge an update shall not keep the task's end from the master.
+func TestEndBehindAnUnacknowledgedUpdateIsToldAtOnce(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.start()
+		w.launch(checkpointed("F"), command("t", "sleep"))
+		u := w.master.await(t, "t", mesosv1.TaskState_TASK_STARTING)
+		synctest.Wait()
+		time.Sleep(2 * time.Hour) // repeated every ten minutes by now
+		synctest.Wait()
+		n := len(w.master.updates("t"))
+		w.host.end(u.GetStatus().GetContainerStatus().GetContainerId().GetValue(), 3<<8)
+		synctest.Wait()
+		us := w.master.updates("t")[n:]
+		if len(us) != 1 || us[0].GetLatestState() != "TASK_FAILED" || !us[0].GetTerminalLatest() ||
+			!bytes.Equal(us[0].GetStatus().GetUuid(), u.GetStatus().GetUuid()) {
+			t.Errorf("after the end came %v, want the update that waits with TASK_FAILED as latest state", us)
+		}
+	})
+}
+
+func TestEndBehindAnUpdateUnderWayRepeatsNothing(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.start()
+		w.launch(checkpointed("F"), command("t", "true"))
+		u := w.master.await(t, "t", mesosv1.TaskState_TASK_STARTING)
+		synctest.Wait()
+		time.Sleep(endNotice - time.Millisecond)
+		synctest.Wait()
+		if n := len(w.master.updates("t")); n != 1 {
+			t.Errorf("%d updates were sent while an acknowledgement could be on its way, want 1", n)
+		}
+		time.Sleep(time.Millisecond)
+		synctest.Wait()
+		if us := w.master.updates("t"); len(us) != 2 || us[1].GetLatestState() != "TASK_FINISHED" {
+			t.Errorf("updates after %v = %v, want the first one repeated with the end", endNotice, us)
+		}
+		w.master.autoAck = true
+		w.master.ack(t, u)
+		w.master.await(t, "t", mesosv1.TaskState_TASK_FINISHED)
+		equal(t, "history", w.master.history("t"), []string{"TASK_STARTING", "TASK_RUNNING", "TASK_FINISHED"})
+	})
+}

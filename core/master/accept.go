@@ -107,7 +107,9 @@ func (s *state) accept(f *framework, call *schedulerv1.Call_Accept, denied map[s
 	x.remaining = resources.Sum(sets...)
 	x.shared = x.remaining.Shared()
 	s.metrics.offersAccepted.Add(uint64(len(offers)))
+	f.metrics.offersAccepted.Add(uint64(len(offers)))
 	for _, op := range call.GetOperations() {
+		f.metrics.operations.add(int32(op.GetType()))
 		switch op.GetType() {
 		case mesosv1.Offer_Operation_LAUNCH:
 			for _, t := range op.GetLaunch().GetTaskInfos() {
@@ -191,12 +193,13 @@ func (s *state) failTask(f *framework, t *mesosv1.TaskInfo, state mesosv1.TaskSt
 	if t.Executor != nil {
 		status.ExecutorId = t.Executor.ExecutorId
 	}
-	s.countUpdate(status)
+	s.countUpdate(f, status)
 	s.sendUpdate(f, status)
 }
 
 // failOperation answers an operation that has an id; nobody can be told about one without.
 func (s *state) failOperation(f *framework, op *mesosv1.Offer_Operation, a *agent, state mesosv1.OperationState, message string) {
+	s.metrics.operation(op.GetType(), state)
 	if op.Id == nil {
 		s.log.Warn("operation not carried out", "framework", f.id, "type", op.GetType().String(), "reason", message)
 		return

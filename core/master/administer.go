@@ -321,7 +321,7 @@ func (s *state) unreachableTasksGone(id string, now time.Time) {
 			f.unreachableTasks.take(s, t.id())
 			ended := &task{proto: withStatus(t.proto, state, status), framework: f, released: true}
 			ended.slot = s.views.tasks.add(&taskEntry{proto: ended.proto, kind: taskCompleted})
-			s.countUpdate(status)
+			s.countUpdate(f, status)
 			s.sendUpdate(f, status)
 			s.emitTaskUpdated(ended, status)
 			f.completedTasks.add(s, ended, taskCompleted, s.cfg.MaxCompletedTasksPerFramework)

@@ -293,7 +293,7 @@ func (s *state) register(c *agentConn, h *clusterv1.Hello, record registry.Agent
 	s.allocateBy(now)
 	for _, t := range returned {
 		status := s.currentStatus(t.proto, mesosv1.TaskStatus_REASON_AGENT_REREGISTERED, "Agent reregistered", now)
-		s.countUpdate(status)
+		s.countUpdate(t.framework, status)
 		s.sendUpdate(t.framework, status)
 		s.emitTaskUpdated(t, status)
 	}
@@ -705,6 +705,7 @@ func sortedAgentTasks(a *agent) []*task {
 
 // resourcesChanged takes over what an agent has now.
 func (s *state) resourcesChanged(a *agent, r *clusterv1.ResourcesChanged, now time.Time) {
+	s.metrics.resourcesChanged.Add(1)
 	for _, rs := range [][]*mesosv1.Resource{r.GetTotalResources(), r.GetOversubscribedResources()} {
 		if err := resources.ValidateAll(rs); err != nil {
 			s.log.Warn("agent reports invalid resources", "agent", a.id, "error", err)

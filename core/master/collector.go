@@ -6,7 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Collector gives the master's metrics to Prometheus, under the names of /metrics/snapshot with
+// Collector gives the master's metrics, but those of single frameworks, to Prometheus, under the names of /metrics/snapshot with
 // underscores, as mosaic_master_tasks_running. All are untyped: what is a counter may become a gauge in
 // the eyes of Mesos's documentation, and tools by now rely on the names only.
 func (m *Master) Collector() prometheus.Collector { return &collector{m} }

@@ -89,6 +89,7 @@ func executorsOf(a *agent) []*executor {
 
 // executorExited takes the end of an executor from its agent. Its tasks' updates come by themselves.
 func (s *state) executorExited(a *agent, x *clusterv1.ExecutorExited, now time.Time) {
+	s.metrics.executorsExited.Add(1)
 	e := a.executors[executorKey{x.GetFrameworkId(), x.GetExecutorId()}]
 	if e == nil {
 		return

@@ -24,7 +24,9 @@ type framework struct {
 	id          string
 	info        *mesosv1.FrameworkInfo // immutable, with id
 	roles       []string
+	suppressed  []string // replaced, never changed
 	can         capabilities
+	metrics     *frameworkMetrics
 	constraints constraints
 
 	stream   SchedulerStream // nil while disconnected
@@ -89,6 +91,7 @@ func (f *framework) lost(state mesosv1.TaskState) mesosv1.TaskState {
 // send gives an event to the framework. A stream that takes no more is noticed when it is done.
 func (s *state) send(f *framework, e *schedulerv1.Event) {
 	if f.stream != nil {
+		f.metrics.events.add(int32(e.GetType()))
 		f.stream.Send(e)
 	}
 }
@@ -139,6 +142,7 @@ func (s *state) subscribe(sub subscription, now time.Time) {
 		s.showFramework(f)
 		s.emitFrameworkAdded(f)
 	} else {
+		s.metrics.resubscriptions.Add(1)
 		if f.stream != nil {
 			refuseStream(f.stream, "Framework failed over")
 			f.stream = nil
@@ -174,7 +178,8 @@ func (s *state) subscribe(sub subscription, now time.Time) {
 // attach makes a stream the framework's and says SUBSCRIBED on it.
 func (s *state) attach(f *framework, sub subscription, now time.Time) {
 	f.stream, f.streamID, f.returned = sub.stream, sub.streamID, true
-	f.constraints = sub.constraints
+	f.constraints, f.suppressed = sub.constraints, sub.suppressed
+	f.metrics.calls.add(int32(schedulerv1.Call_SUBSCRIBE))
 	s.send(f, &schedulerv1.Event{
 		Type: schedulerv1.Event_SUBSCRIBED.Enum(),
 		Subscribed: &schedulerv1.Event_Subscribed{
@@ -194,6 +199,7 @@ func (s *state) addFramework(info *mesosv1.FrameworkInfo, now time.Time) *framew
 		info:      info,
 		roles:     rolesOf(info),
 		can:       capabilitiesOf(info),
+		metrics:   newFrameworkMetrics(),
 		tasks:     make(map[string]*task),
 		executors: make(map[*executor]struct{}),
 		offers:    make(map[*offer]struct{}),
@@ -250,6 +256,7 @@ func (s *state) disconnect(id, streamID string, now time.Time) {
 		return // an older stream
 	}
 	f.stream = nil
+	s.metrics.disconnections.Add(1)
 	s.allocator.DeactivateFramework(f.id)
 	s.takeBackOffers(f, now)
 	s.takeBackInverses(f)
@@ -278,7 +285,7 @@ func (s *state) removeFramework(f *framework, now time.Time) {
 			status := s.masterStatus(t.proto, mesosv1.TaskState_TASK_KILLED,
 				mesosv1.TaskStatus_REASON_FRAMEWORK_REMOVED, "Framework "+f.id+" was removed", now)
 			s.setTask(t, withStatus(t.proto, mesosv1.TaskState_TASK_KILLED, status))
-			s.countUpdate(status)
+			s.countUpdate(f, status)
 			s.emitTaskUpdated(t, status)
 		}
 		s.completeTask(t, now)

@@ -57,6 +57,7 @@ func (m *Master) Legacy(ctx context.Context, principal, endpoint string, query u
 		return mesosjson.CloseObject(appendFlags([]byte{'{'}, m.cfg.Flags)), nil
 	case "/metrics/snapshot":
 		values := v.snapshot(m.cfg.Now())
+		v.frameworkMetrics(values)
 		b := []byte{'{'}
 		for _, name := range sortedKeys(values) {
 			b = number(b, name, values[name])

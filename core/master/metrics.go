@@ -17,7 +17,8 @@ type metrics struct {
 	started time.Time // never changed
 
 	allocations                                                 atomic.Uint64
-	allocationTime                                              atomic.Int64 // of the last one, ns
+	allocationTime, allocationLatency                           timing
+	loadTime, storeTime                                         timing // of the registry
 	offersSent, offersAccepted, offersDeclined, offersRescinded atomic.Uint64
 	launches                                                    atomic.Uint64
 	registrations, reregistrations, removals                    atomic.Uint64
@@ -28,7 +29,10 @@ type metrics struct {
 	validUpdates, invalidUpdates, validAcks, invalidAcks        atomic.Uint64
 	validFrameworkMessages, invalidFrameworkMessages            atomic.Uint64
 	validExecutorMessages, invalidExecutorMessages              atomic.Uint64
-	storeTime                                                   atomic.Int64 // of the last write to the registry, ns
+	validOperations, invalidOperations                          atomic.Uint64
+	validOperationAcks, invalidOperationAcks                    atomic.Uint64
+	executorsExited, resourcesChanged, byes, disconnections     atomic.Uint64
+	resubscriptions                                             atomic.Uint64
 	subscribers                                                 atomic.Int64
 
 	named sync.Map // string to counter: those that appear on first use
@@ -97,7 +101,7 @@ func (m *metrics) taskReason(s *mesosv1.TaskStatus) {
 	m.count("master/" + strings.ToLower(s.GetState().String()) + "/" + source + "/" + reason)
 }
 
-// snapshot returns all metrics by the names that Mesos gives them.
+// snapshot returns all metrics but those of single frameworks, by the names that Mesos gives them.
 func (v *view) snapshot(now time.Time) map[string]float64 {
 	m := v.metrics
 	out := map[string]float64{
@@ -143,15 +147,31 @@ func (v *view) snapshot(now time.Time) map[string]float64 {
 		"master/tasks_launched":   float64(m.launches.Load()),
 
 		"allocator/mesos/allocation_runs":        float64(m.allocations.Load()),
-		"allocator/mesos/allocation_run_ms":      float64(m.allocationTime.Load()) / 1e6,
 		"allocator/mesos/event_queue_dispatches": 0,
 		"allocator/event_queue_dispatches":       0,
 		"registrar/queued_operations":            0,
-		"registrar/state_store_ms":               float64(m.storeTime.Load()) / 1e6,
-		"registrar/log/recovered":                1,
+		"registrar/log/recovered":                0,
+
+		"master/valid_operation_status_updates":                   float64(m.validOperations.Load()),
+		"master/invalid_operation_status_updates":                 float64(m.invalidOperations.Load()),
+		"master/valid_operation_status_update_acknowledgements":   float64(m.validOperationAcks.Load()),
+		"master/invalid_operation_status_update_acknowledgements": float64(m.invalidOperationAcks.Load()),
+		"master/messages_operation_status_update":                 float64(m.validOperations.Load() + m.invalidOperations.Load()),
+		"master/messages_executor_to_framework":                   float64(m.validExecutorMessages.Load() + m.invalidExecutorMessages.Load()),
+		"master/messages_exited_executor":                         float64(m.executorsExited.Load()),
+		"master/messages_update_slave":                            float64(m.resourcesChanged.Load()),
+		"master/messages_unregister_slave":                        float64(m.byes.Load()),
+		"master/messages_deactivate_framework":                    float64(m.disconnections.Load()),
+		"master/messages_reregister_framework":                    float64(m.resubscriptions.Load()),
+		"master/messages_authenticate":                            0, // nobody authenticates by messages
 	}
+	m.allocationTime.show(out, "allocator/mesos/allocation_run_ms")
+	m.allocationLatency.show(out, "allocator/mesos/allocation_run_latency_ms")
+	m.loadTime.show(out, "registrar/state_fetch_ms")
+	m.storeTime.show(out, "registrar/state_store_ms")
+	systemMetrics(out)
 	if !v.elected.IsZero() {
-		out["master/elected"] = 1
+		out["master/elected"], out["registrar/log/recovered"] = 1, 1
 	}
 	for _, key := range callNames {
 		out["master/"+key] = 0
@@ -164,6 +184,8 @@ func (v *view) snapshot(now time.Time) map[string]float64 {
 		return true
 	})
 	v.gauges(out)
+	v.operationMetrics(out)
+	v.allocatorMetrics(out)
 	return out
 }
 
@@ -189,27 +211,30 @@ func (v *view) gauges(out map[string]float64) {
 			out["master/tasks_unreachable"]++
 		}
 	}
-	var connected, disconnected float64
+	var frameworks, away float64
 	for f := range v.frameworks.all() {
 		switch {
 		case f.complete:
 		case f.connected:
-			connected++
+			frameworks++
 		default:
-			disconnected++
+			away++
 		}
 	}
-	out["master/frameworks_connected"], out["master/frameworks_active"] = connected, connected
-	out["master/frameworks_disconnected"], out["master/frameworks_inactive"] = disconnected, disconnected
+	out["master/frameworks_connected"], out["master/frameworks_active"] = frameworks, frameworks
+	out["master/frameworks_disconnected"], out["master/frameworks_inactive"] = away, away
 	out["master/outstanding_offers"] = float64(v.offers.length)
 
-	var active float64
+	var active, connected float64
 	names := []string{"cpus", "gpus", "mem", "disk"}
 	total, used := make(map[string]float64), make(map[string]float64)
 	t := v.tally()
 	for a := range v.agents.all() {
 		if a.active {
 			active++
+		}
+		if a.connected {
+			connected++
 		}
 		u := usageOf(t.agents, a.id).used
 		for _, n := range names {
@@ -230,7 +255,7 @@ func (v *view) gauges(out map[string]float64) {
 		}
 	}
 	all := float64(v.agents.length)
-	out["master/slaves_active"], out["master/slaves_connected"] = active, active
-	out["master/slaves_inactive"], out["master/slaves_disconnected"] = all-active, all-active
+	out["master/slaves_active"], out["master/slaves_inactive"] = active, all-active
+	out["master/slaves_connected"], out["master/slaves_disconnected"] = connected, all-connected
 	out["master/slaves_unreachable"] = float64(v.away)
 }

@@ -42,10 +42,12 @@ func (s *state) allocateIfDue(now time.Time) {
 	if now.Before(s.allocateAt) {
 		return
 	}
+	due := s.allocateAt
 	s.notBefore, s.allocateAt = time.Time{}, now.Add(s.cfg.AllocationInterval)
 	if s.waitsForAgents(now) {
 		return
 	}
+	s.metrics.allocationLatency.add(now.Sub(due))
 	s.makeOffers(s.allocator.Allocate(now), now)
 	s.makeInverseOffers(now)
 	ended := s.cfg.Now()
@@ -55,7 +57,7 @@ func (s *state) allocateIfDue(now time.Time) {
 		s.allocateBy(t)
 	}
 	s.metrics.allocations.Add(1)
-	s.metrics.allocationTime.Store(int64(cost))
+	s.metrics.allocationTime.add(cost)
 }
 
 // makeOffers sends what the allocator proposes, one event per framework.
@@ -77,6 +79,7 @@ func (s *state) makeOffers(proposed []allocator.Offer, now time.Time) {
 	for _, f := range order {
 		offers := byFramework[f.id]
 		s.metrics.offersSent.Add(uint64(len(offers)))
+		f.metrics.offersSent.Add(uint64(len(offers)))
 		s.send(f, &schedulerv1.Event{
 			Type:   schedulerv1.Event_OFFERS.Enum(),
 			Offers: &schedulerv1.Event_Offers{Offers: offers},
@@ -174,6 +177,7 @@ func (s *state) rescind(o *offer, filters *mesosv1.Filters, now time.Time) {
 
 func (s *state) tellRescinded(o *offer) {
 	s.metrics.offersRescinded.Add(1)
+	o.framework.metrics.offersRescinded.Add(1)
 	s.send(o.framework, &schedulerv1.Event{
 		Type:    schedulerv1.Event_RESCIND.Enum(),
 		Rescind: &schedulerv1.Event_Rescind{OfferId: o.proto.Id},
@@ -207,6 +211,7 @@ func (s *state) decline(f *framework, call *schedulerv1.Call_Decline, now time.T
 		s.dropOffer(o)
 		s.allocator.RecoverResources(f.id, o.agent.id, o.resources, filtersOf(call.GetFilters()), now)
 		s.metrics.offersDeclined.Add(1)
+		f.metrics.offersDeclined.Add(1)
 	}
 	s.allocateBy(now) // others may want it; the filter holds it back from this framework
 }

@@ -261,8 +261,10 @@ func (s *state) rescindShared(a *agent, set resources.Set, now time.Time) {
 func (s *state) operationUpdate(a *agent, u *clusterv1.OperationUpdate, now time.Time) {
 	status := u.GetStatus()
 	if status == nil || len(u.GetOperationUuid()) == 0 {
+		s.metrics.invalidOperations.Add(1)
 		return
 	}
+	s.metrics.validOperations.Add(1)
 	o := a.operations[string(u.GetOperationUuid())]
 	if o == nil { // its acknowledgement was lost
 		s.tell(a, acknowledgement(u.GetOperationUuid(), status))
@@ -290,6 +292,9 @@ func (s *state) operationUpdate(a *agent, u *clusterv1.OperationUpdate, now time
 // setOperation notes the newest status of an operation.
 func (s *state) setOperation(o *operation, status *mesosv1.OperationStatus) {
 	p := o.proto
+	if p.GetLatestStatus().GetState() != status.GetState() {
+		s.metrics.operation(p.GetInfo().GetType(), status.GetState())
+	}
 	o.proto = &mesosv1.Operation{
 		FrameworkId: p.FrameworkId, AgentId: p.AgentId, Info: p.Info, Uuid: p.Uuid,
 		LatestStatus: status, Statuses: append(p.Statuses[:len(p.Statuses):len(p.Statuses)], status),
@@ -314,9 +319,11 @@ func (s *state) endOperation(o *operation) {
 func (s *state) acknowledgeOperation(f *framework, call *schedulerv1.Call_AcknowledgeOperationStatus) {
 	o := s.operations[operationKey{f.id, call.GetOperationId().GetValue()}]
 	if o == nil || !bytes.Equal(o.proto.GetLatestStatus().GetUuid().GetValue(), call.GetUuid()) {
+		s.metrics.invalidOperationAcks.Add(1)
 		s.log.Debug("acknowledgement of an operation that does not wait for one", "framework", f.id, "operation", call.GetOperationId().GetValue())
 		return
 	}
+	s.metrics.validOperationAcks.Add(1)
 	s.endOperation(o)
 }
 
@@ -400,6 +407,9 @@ func (s *state) withPending(a *agent, total resources.Set) resources.Set {
 // reportOperation tells the framework of an operation what the master makes of it. Without a uuid: there is nothing to
 // acknowledge.
 func (s *state) reportOperation(o *operation, state mesosv1.OperationState, message string) {
+	if !operationEnded(o.proto.GetLatestStatus().GetState()) {
+		s.metrics.operation(o.proto.GetInfo().GetType(), state)
+	}
 	if f := s.frameworks[o.key().framework]; f != nil && o.proto.GetInfo().GetId() != nil {
 		s.sendOperationStatus(f, &mesosv1.OperationStatus{
 			OperationId: o.proto.Info.Id, State: state.Enum(), Message: &message, AgentId: o.agent.info.Id,

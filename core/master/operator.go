@@ -44,6 +44,7 @@ func (m *Master) OperatorCall(ctx context.Context, principal string, call *maste
 		}, nil
 	case masterv1.Call_GET_METRICS:
 		values := v.snapshot(m.cfg.Now())
+		v.frameworkMetrics(values)
 		metrics := &masterv1.Response_GetMetrics{}
 		for _, name := range sortedKeys(values) {
 			metrics.Metrics = append(metrics.Metrics, &mesosv1.Metric{Name: ptr(name), Value: ptr(values[name])})

@@ -58,7 +58,9 @@ const (
 func (m *Master) loadRegistry(ctx context.Context) (*registry.Snapshot, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.RegistryTimeout)
 	defer cancel()
+	started := time.Now()
 	snapshot, err := m.deps.Registry.Load(ctx)
+	m.metrics.loadTime.add(time.Since(started))
 	if err != nil {
 		return nil, fmt.Errorf("load the registry: %w", err)
 	}
@@ -88,7 +90,7 @@ func (m *Master) runRegistrar(ctx context.Context, batches <-chan []step, fail c
 			fail(fmt.Errorf("write %d changes to the registry: %w", len(changes), err))
 			continue
 		}
-		m.metrics.storeTime.Store(int64(time.Since(started)))
+		m.metrics.storeTime.add(time.Since(started))
 		m.post(ctx, func(now time.Time) {
 			m.s.registrarBusy = false
 			for _, x := range steps {

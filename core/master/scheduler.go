@@ -3,6 +3,7 @@ package master
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
@@ -150,6 +151,7 @@ func checkCaller(f *framework, principal, streamID string) error {
 func (s *state) schedulerCall(f *framework, c schedulerCall, now time.Time) error {
 	call := c.call
 	s.metrics.call(call.GetType().String())
+	f.metrics.calls.add(int32(call.GetType()))
 	switch call.GetType() {
 	case schedulerv1.Call_TEARDOWN:
 		s.removeFramework(f, now)
@@ -207,7 +209,7 @@ func (s *state) updateFramework(f *framework, c schedulerCall, now time.Time) er
 		return badRequest("Changing framework's principal is not allowed")
 	}
 	s.setFrameworkInfo(f, info)
-	f.constraints = c.constraints
+	f.constraints, f.suppressed = c.constraints, update.GetSuppressedRoles()
 	s.allocator.UpdateFramework(f.id, info, update.GetSuppressedRoles())
 	s.allocator.SetConstraints(f.id, c.constraints.compiled)
 	for o := range f.offers {
@@ -228,6 +230,10 @@ func (s *state) revive(f *framework, roles []string, now time.Time) {
 		return
 	}
 	s.allocator.Revive(f.id, roles...)
+	if len(f.suppressed) > 0 {
+		f.suppressed = slices.DeleteFunc(slices.Clone(f.suppressed), func(r string) bool { return contains(roles, r) })
+		s.showFramework(f)
+	}
 	s.reviveInverses(f)
 	s.allocateBy(now)
 }
@@ -239,6 +245,14 @@ func (s *state) suppress(f *framework, roles []string) {
 		return
 	}
 	s.allocator.Suppress(f.id, roles...)
+	suppressed := slices.Clone(f.suppressed)
+	for _, r := range roles {
+		if !contains(suppressed, r) {
+			suppressed = append(suppressed, r)
+		}
+	}
+	f.suppressed = suppressed
+	s.showFramework(f)
 }
 
 // choose returns the roles that a call names; all when it names none, and none when one of them is not

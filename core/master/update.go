@@ -49,8 +49,9 @@ func (s *state) currentStatus(t *mesosv1.Task, reason mesosv1.TaskStatus_Reason,
 }
 
 // countUpdate counts a status that was not counted before.
-func (s *state) countUpdate(status *mesosv1.TaskStatus) {
+func (s *state) countUpdate(f *framework, status *mesosv1.TaskStatus) {
 	s.metrics.taskState(status.GetState())
+	f.metrics.ended.add(int32(status.GetState()))
 	s.metrics.taskReason(status)
 }
 
@@ -102,6 +103,7 @@ func (s *state) statusUpdate(a *agent, u *clusterv1.StatusUpdate, now time.Time)
 		s.metrics.taskReason(status)
 		if terminal(latest) && !ended {
 			s.metrics.taskState(latest)
+			f.metrics.ended.add(int32(latest))
 		}
 		s.emitTaskUpdated(t, status)
 	}
@@ -180,7 +182,7 @@ func (s *state) loseTaskUntil(t *task, r removal, now time.Time) {
 	status.UnreachableTime = timeInfo(r.unreachable)
 	s.release(t, now)
 	s.setTask(t, withStatus(t.proto, state, status))
-	s.countUpdate(status)
+	s.countUpdate(f, status)
 	s.sendUpdate(f, status)
 	s.emitTaskUpdated(t, status)
 	if state != mesosv1.TaskState_TASK_UNREACHABLE {
@@ -194,6 +196,7 @@ func (s *state) loseTaskUntil(t *task, r removal, now time.Time) {
 
 // bye removes an agent that goes for good.
 func (s *state) bye(a *agent, b *clusterv1.Bye) {
+	s.metrics.byes.Add(1)
 	message := "Agent unregistered"
 	if m := strings.TrimSpace(b.GetMessage()); m != "" {
 		message += ": " + m

@@ -51,12 +51,15 @@ type (
 		constraints                            constraints
 		active, connected, recovered, complete bool
 		registered, reregistered, unregistered time.Time
+		suppressed                             []string
+		metrics                                *frameworkMetrics
 	}
 	agentEntry struct {
 		id                       string
 		info                     *mesosv1.AgentInfo
 		version, pid             string
-		active, deactivated      bool
+		active, connected        bool
+		deactivated              bool
 		drain                    *mesosv1.DrainInfo
 		drainStarted             time.Time
 		total                    resources.Set
@@ -259,6 +262,8 @@ func (s *state) showFramework(f *framework) {
 		registered:   f.registered,
 		reregistered: f.reregistered,
 		unregistered: f.unregistered,
+		suppressed:   f.suppressed,
+		metrics:      f.metrics,
 	})
 }
 
@@ -269,6 +274,7 @@ func (s *state) showAgent(a *agent) {
 		info:         a.info,
 		version:      a.version,
 		active:       a.offerable(),
+		connected:    a.conn != nil,
 		deactivated:  a.record.Deactivated,
 		drain:        a.record.Drain,
 		drainStarted: a.drainStarted,

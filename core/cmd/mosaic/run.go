@@ -158,16 +158,8 @@ func (o *runOptions) task() (*mesosv1.TaskInfo, error) {
 	if !o.shell {
 		command.Arguments = o.argv
 	}
-	env := &mesosv1.Environment{}
-	for _, kv := range o.env {
-		k, v, ok := strings.Cut(kv, "=")
-		if !ok {
-			v = os.Getenv(k)
-		}
-		env.Variables = append(env.Variables, &mesosv1.Environment_Variable{Name: &k, Value: &v})
-	}
-	if len(env.Variables) > 0 {
-		command.Environment = env
+	if variables := environment(o.env); len(variables) > 0 {
+		command.Environment = &mesosv1.Environment{Variables: variables}
 	}
 	for _, uri := range o.uris {
 		command.Uris = append(command.Uris, &mesosv1.CommandInfo_URI{Value: &uri})

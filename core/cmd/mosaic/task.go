@@ -21,8 +21,8 @@ import (
 )
 
 func newTask() *cobra.Command {
-	cmd := &cobra.Command{Use: "task", Short: "List tasks, read their output, kill them", Args: cobra.NoArgs}
-	cmd.AddCommand(newTaskList(), newTaskLogs(), newTaskKill())
+	cmd := &cobra.Command{Use: "task", Short: "List tasks, read their output, enter them, kill them", Args: cobra.NoArgs}
+	cmd.AddCommand(newTaskList(), newTaskLogs(), newTaskExec(), newTaskAttach(), newTaskKill())
 	return cmd
 }
 

@@ -128,23 +128,25 @@ type Handle interface {
 // An Attacher is a Handle whose first process may have streams that clients attach to.
 type Attacher interface {
 	// Attach opens the streams for one more client. ctx bounds only the opening. ErrNotAttached when the container was
-	// created with FILES, ErrEnded when the process has ended and nothing is left of its output.
+	// created with FILES, ErrGone when its shim is lost.
 	//
-	// What the process wrote while nobody read is kept, the last 64 KiB of each stream that has no file, and given to
-	// the first that reads, also when the container was destroyed meanwhile, by this handle. The surest is to attach
-	// before Start.
+	// A client is given what is written from when it attached. What the process wrote while nobody read is kept, the last
+	// 64 KiB of each stream, unless it goes to files, and given to the next that reads; also by this handle after Destroy.
 	Attach(ctx context.Context) (Streams, error)
 }
 
 // Streams are one client's view of the standard streams of a process. There may be several: all that read get the
-// same output, and what they write is taken as it comes. Methods may be called at the same time, but each only once.
+// same output, and what they write is taken as it comes. Read, Write and the others may be called at the same time, each by
+// one caller at a time; Close by any.
 type Streams interface {
-	// Read returns output from now on: a client that never reads is not sent any. It returns io.EOF when the process
+	// Read returns the next piece of output. A client that never reads is not sent any. It returns io.EOF when the process
 	// has ended and everything was read, at the latest a second after the process if others hold its streams open,
-	// ErrSlow when the client was cut off, and net.ErrClosed after Close.
+	// ErrSlow when the client was cut off, an error that matches ErrGone when the shim is lost, and net.ErrClosed after
+	// Close.
 	//
-	// The process waits for the first client that ever reads, where output goes to no file: so does a pipe between two
-	// commands. It waits for no other: who falls behind by more than a few hundred KiB is cut off.
+	// Where output goes to no file, the process waits for the first client that ever reads, as in a pipe between two
+	// commands, until that closes; and some seconds for it to come. It waits for no other: who falls behind by more than a
+	// few hundred KiB is cut off.
 	Read() (Chunk, error)
 	// Write gives input to the process. It blocks while the process does not read, at most until Close. Input that the
 	// process has closed is dropped. ErrEnded when the process has ended.

@@ -123,9 +123,46 @@ func RuntimePath(b *Binary) string {
 	return wire.RuntimePath
 }
 
-// Connect connects to the shim whose run folder is dir. The error matches ErrLost when there is
+// Connect connects to the shim that keeps the container whose run folder is dir. The error matches ErrLost when there is
 // none, or none that listens.
 func Connect(ctx context.Context, dir string) (*Client, error) {
+	conn, err := dial(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	c := newClient(conn, nil)
+	if err := c.watch(); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Beside connects to the shim that keeps the first container, whose run folder is dir, for Create of one more.
+// ErrLost when there is none that can keep it: it is gone, too old, or, if runs is set, was not handed a runtime.
+func Beside(ctx context.Context, dir string, runs bool) (*Client, error) {
+	conn, err := dial(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	c := newClient(conn, nil)
+	s, err := c.State(ctx)
+	need := uint32(wire.CanKeepMore)
+	if runs {
+		need |= wire.CanRun
+	}
+	if err == nil && (s.Abilities&need != need || !s.Started || s.Exited) {
+		err = fmt.Errorf("shim in %s cannot keep another container: %w", dir, ErrLost)
+	}
+	if err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// dial connects to the socket in dir.
+func dial(ctx context.Context, dir string) (net.Conn, error) {
 	d, err := os.Open(dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("connect to shim in %s: %w", dir, ErrLost)
@@ -151,12 +188,7 @@ func Connect(ctx context.Context, dir string) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to shim in %s: %w", dir, err)
 	}
-	c := newClient(conn, nil)
-	if err := c.watch(); err != nil {
-		_ = c.Close()
-		return nil, err
-	}
-	return c, nil
+	return conn, nil
 }
 
 func newClient(conn net.Conn, proc *os.Process) *Client {
@@ -352,13 +384,21 @@ func (c *Client) Signal(ctx context.Context, sig syscall.Signal) error {
 	return err
 }
 
-// Kill kills everything that descends from the shim, and returns when nothing is left.
+// Resize changes the size of the container's terminal. The error matches syscall.ENOTTY when it has none.
+func (c *Client) Resize(ctx context.Context, rows, columns uint16) error {
+	_, err := c.call(ctx, wire.KindResize, wire.AppendSize(nil, rows, columns))
+	return err
+}
+
+// Kill kills every process of the container, and returns when none is left: for the first container of a shim, whatever
+// descends from the shim, for another, what descends from its first process and the session of that.
 func (c *Client) Kill(ctx context.Context) error {
 	_, err := c.call(ctx, wire.KindKill, nil)
 	return err
 }
 
-// Release ends the shim. It is refused while the container's first process lives.
+// Release lets the shim forget the container, and end if it is its first. It is refused while the container's first
+// process lives.
 func (c *Client) Release(ctx context.Context) error {
 	_, err := c.call(ctx, wire.KindRelease, nil)
 	return err
@@ -388,8 +428,8 @@ func (c *Client) Close() error {
 	return err
 }
 
-// Dismiss kills whatever the shim made, ends it, and waits until it is gone. Nil when it was gone
-// already.
+// Dismiss kills the container's processes, lets the shim forget it, and waits until the connection, and with the first
+// container the shim, is gone. Nil when it was gone already.
 func (c *Client) Dismiss(ctx context.Context) error {
 	err := c.Kill(ctx)
 	if err == nil {

@@ -22,10 +22,7 @@ import (
 // Conformance runs the cases that hold for every launcher, each in an environment of its own, with a
 // launcher that with makes for it.
 func Conformance(t *testing.T, with func(t testing.TB, e *Env) launcher.Launcher) {
-	for _, c := range []struct {
-		name string
-		run  func(t *testing.T, e *Env, l launcher.Launcher)
-	}{
+	runCases(t, with, []testCase{
 		{"ExitCodeIsReported", exitCodeIsReported},
 		{"DeathBySignalIsReported", deathBySignalIsReported},
 		{"OutputIsAppended", outputIsAppended},
@@ -53,7 +50,18 @@ func Conformance(t *testing.T, with func(t testing.TB, e *Env) launcher.Launcher
 		{"ReattachToldOfAnEarlierBootSaysGone", reattachOfEarlierBoot},
 		{"LostShimLeavesTheContainerRunning", lostShimLeavesTheContainerRunning},
 		{"EndWithoutShimAndAgentIsGone", endWithoutShimAndAgentIsGone},
-	} {
+	})
+}
+
+// A testCase is what must hold of a launcher.
+type testCase struct {
+	name string
+	run  func(t *testing.T, e *Env, l launcher.Launcher)
+}
+
+// runCases runs each case in an environment of its own.
+func runCases(t *testing.T, with func(t testing.TB, e *Env) launcher.Launcher, cases []testCase) {
+	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			e := New(t)
 			c.run(t, e, with(t, e))

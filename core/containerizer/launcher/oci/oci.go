@@ -109,6 +109,11 @@ func (l *Launcher) Supports(r *launcher.Request) error {
 // Create implements launcher.Launcher.
 func (l *Launcher) Create(ctx context.Context, r *launcher.Request) (launcher.Handle, error) {
 	h, err := l.create(ctx, r)
+	if supervised.Overfull(r, err) {
+		alone := *r
+		alone.Beside = nil
+		h, err = l.create(ctx, &alone)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("launcher(%s): create container %s: %w", Name, r.Container.GetId(), err)
 	}
@@ -142,8 +147,12 @@ func (l *Launcher) create(ctx context.Context, r *launcher.Request) (*supervised
 	}
 	argv := []string{
 		shim.RuntimePath(l.runtime), "--root", stateDir(r.RunDir), "--log", logFile(r.RunDir), "--log-format", "json",
-		"create", "--bundle", bundleDir(r.RunDir), "--pid-file", pidFile(r.RunDir), id,
+		"create", "--bundle", bundleDir(r.RunDir), "--pid-file", pidFile(r.RunDir),
 	}
+	if r.Streams == containerv1.Container_TERMINAL {
+		argv = append(argv, "--console-socket", filepath.Join(r.RunDir, wire.ConsoleName))
+	}
+	argv = append(argv, id)
 	birth.Spec.Runtime = wire.Runtime{Argv: argv, Env: runtimeEnv(), PidFile: pidFile(r.RunDir)}
 	if r.Container.GetRootfs() == "" {
 		st := wire.Stage{PrivateMounts: true, BindRoot: filepath.Join(r.RunDir, supervised.RootDir), NoHold: true, Argv: argv, Env: runtimeEnv()}

@@ -88,6 +88,12 @@ func processOf(r *launcher.Request, p *containerv1.Proposal) (*specs.Process, er
 		User: specs.User{UID: r.User.UID, GID: r.User.GID, AdditionalGids: r.User.Groups},
 		Args: commandLine(r), Env: r.Env, Cwd: r.Dir, NoNewPrivileges: p.GetNoNewPrivileges(),
 	}
+	if r.Streams == containerv1.Container_TERMINAL {
+		proc.Terminal = true
+		if r.Rows > 0 && r.Columns > 0 {
+			proc.ConsoleSize = &specs.Box{Height: uint(r.Rows), Width: uint(r.Columns)}
+		}
+	}
 	if proc.Cwd == "" {
 		proc.Cwd = "/"
 	}

@@ -169,6 +169,11 @@ func stage(r *launcher.Request) (*wire.Stage, error) {
 // Create implements launcher.Launcher.
 func (l *Launcher) Create(ctx context.Context, r *launcher.Request) (launcher.Handle, error) {
 	h, err := l.create(ctx, r)
+	if supervised.Overfull(r, err) {
+		alone := *r
+		alone.Beside = nil
+		h, err = l.create(ctx, &alone)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("launcher(%s): create container %s: %w", Name, r.Container.GetId(), err)
 	}

@@ -38,6 +38,8 @@ type Record struct {
 	StartTicks uint64          `json:"start_ticks"`
 	BootID     string          `json:"boot_id"`
 	Launcher   json.RawMessage `json:"launcher,omitempty"` // the launcher's own
+	Shim       string          `json:"shim,omitempty"`     // run folder of the container beside which the shim keeps this one
+	Streams    uint8           `json:"streams,omitempty"`  // as in wire.Spec
 }
 
 // Options are what a launcher adds.
@@ -64,6 +66,9 @@ type Handle struct {
 	client    *shim.Client // nil when the shim is lost
 	end       *end
 	destroyed bool
+	attached  map[*attachment]struct{}
+	drained   bool             // what clients have not read of the output was fetched; nobody attaches to the shim any more
+	rest      []launcher.Chunk // what nobody has read, for the next that attaches
 }
 
 // An end is how the first process ended.
@@ -355,6 +360,7 @@ func (h *Handle) destroy(ctx context.Context) error {
 	if err := h.killAlone(ctx); err != nil {
 		return err
 	}
+	h.drain(ctx)
 	if h.opts.Remove != nil {
 		if err := h.opts.Remove(ctx); err != nil {
 			return err

@@ -121,6 +121,8 @@ type Birth struct {
 	group  *cgroup.Group
 	home   *cgroup.Group // where the shim lives, nil for where the agent does
 	client *shim.Client
+	beside string // run folder of the first container of a shim that keeps this one too; empty for a shim of its own
+	handed bool   // the shim was given the spec
 }
 
 // Spawn makes the run folder, starts the shim, and makes the cgroup while the shim comes up.
@@ -140,14 +142,55 @@ func (n *Nest) Spawn(ctx context.Context, r *launcher.Request, asked *containerv
 		return nil, err
 	}
 	b := &Birth{nest: n, req: r, group: group}
-	if err := b.spawn(asked, runtime); err != nil {
+	if err := b.spawn(ctx, asked, runtime); err != nil {
 		return nil, b.Undo(ctx, err)
 	}
 	b.Spec = &wire.Spec{
 		ID: r.Container.GetId(), RunDir: r.RunDir,
 		Stdout: r.Stdout, Stderr: r.Stderr, LogUID: r.User.UID, LogGID: r.User.GID,
+		Streams: streamsOf[r.Streams], Rows: r.Rows, Columns: r.Columns,
 	}
 	return b, nil
+}
+
+var streamsOf = map[containerv1.Container_Streams]uint8{
+	containerv1.Container_FILES:    wire.StreamsFiles,
+	containerv1.Container_ATTACHED: wire.StreamsPipes,
+	containerv1.Container_TERMINAL: wire.StreamsTerminal,
+}
+
+// Overfull says whether a creation failed only because the shim of another container cannot keep one more: it is gone,
+// or has as many files open as it may.
+func Overfull(r *launcher.Request, err error) bool {
+	return r.Beside != nil && (errors.Is(err, shim.ErrLost) || errors.Is(err, syscall.EMFILE))
+}
+
+// take finds a shim: that of another container if it is to be and can be, one that is ready, or a new one.
+func (b *Birth) take(ctx context.Context, runtime *shim.Binary) error {
+	b.home = b.nest.shimGroup(b.req.Container.GetCgroup())
+	if other, ok := b.req.Beside.(*Handle); ok && other != nil && other.shim() != nil {
+		dir := other.rec.Shim
+		if dir == "" {
+			dir = other.rec.RunDir
+		}
+		client, err := shim.Beside(ctx, dir, runtime != nil && runtime.Sealed())
+		if err == nil {
+			b.client, b.beside = client, dir
+			return nil
+		}
+		if !errors.Is(err, shim.ErrLost) {
+			return err
+		}
+	}
+	if b.client = b.nest.spares.take(b.home, runtime); b.client != nil {
+		return nil
+	}
+	client, err := shim.Spawn(b.nest.bin, spawnOptions(b.home, runtime))
+	if err != nil {
+		return err
+	}
+	b.client = client
+	return nil
 }
 
 // BearInside lets the first process be born in the container's cgroups.
@@ -208,17 +251,10 @@ func makeRunDir(dir string) error {
 	return nil
 }
 
-func (b *Birth) spawn(asked *containerv1.CgroupResources, runtime *shim.Binary) error {
-	home := b.nest.shimGroup(b.req.Container.GetCgroup())
-	client := b.nest.spares.take(home, runtime)
-	if client == nil {
-		var err error
-		if client, err = shim.Spawn(b.nest.bin, spawnOptions(home, runtime)); err != nil {
-			return err
-		}
+func (b *Birth) spawn(ctx context.Context, asked *containerv1.CgroupResources, runtime *shim.Binary) error {
+	if err := b.take(ctx, runtime); err != nil {
+		return err
 	}
-	b.client = client
-	b.home = home
 	if b.group == nil {
 		if cgroup.Asks(asked) {
 			return errors.New("cgroup settings are asked for, but there is no cgroup")
@@ -277,6 +313,7 @@ func (b *Birth) Create(ctx context.Context, own func() any, opts Options) (*Hand
 }
 
 func (b *Birth) create(ctx context.Context, own func() any, opts Options) (*Handle, error) {
+	b.handed = true
 	s, err := b.client.Create(ctx, b.Spec)
 	if err != nil {
 		return nil, err
@@ -285,7 +322,7 @@ func (b *Birth) create(ctx context.Context, own func() any, opts Options) (*Hand
 	if err != nil {
 		return nil, err
 	}
-	rec := Record{ID: b.req.Container.GetId(), RunDir: b.req.RunDir, Pid: s.Pid, StartTicks: s.StartTicks, BootID: boot}
+	rec := Record{ID: b.req.Container.GetId(), RunDir: b.req.RunDir, Pid: s.Pid, StartTicks: s.StartTicks, BootID: boot, Shim: b.beside, Streams: b.Spec.Streams}
 	if b.group != nil {
 		rec.Cgroup = b.group.Name()
 	}
@@ -308,9 +345,17 @@ func (b *Birth) Undo(ctx context.Context, why error) error {
 				return err
 			}
 		}
-		if b.client != nil {
+		switch {
+		case b.client == nil:
+		case b.beside == "":
 			// A shim that never got its spec answers nothing; it ends with the connection.
 			_ = b.client.Abandon(ctx)
+		default:
+			// Before the spec the connection is about the other container, which is not to be touched.
+			if b.handed {
+				_ = b.client.Dismiss(ctx)
+			}
+			_ = b.client.Close()
 		}
 		if b.Remove != nil {
 			if err := b.Remove(ctx); err != nil {

@@ -11,10 +11,13 @@ import (
 // goQuiet keeps the runtime of a stage small; a stage lives for milliseconds.
 var goQuiet = []string{"GOMAXPROCS=1", "GOGC=off"}
 
-// create makes the first process, or starts the runtime that will. mu is held.
-func (s *supervisor) create() error {
-	spec := s.spec
-	files, err := s.openFiles()
+// create makes the first process, or starts the runtime that will. The lock is held.
+func (c *container) create() error {
+	spec := c.spec
+	if err := c.open(); err != nil {
+		return err
+	}
+	files, err := c.openFiles()
 	defer func() { closeAll(files) }()
 	if err != nil {
 		return err
@@ -26,7 +29,7 @@ func (s *supervisor) create() error {
 		if err != nil {
 			return fail("make socket pair", "", err)
 		}
-		s.stage, s.staged = pair[0], len(spec.Runtime.Argv) == 0
+		c.stage, c.staged = pair[0], len(spec.Runtime.Argv) == 0
 		files = append(files, pair[1])
 		argv, env, path = []string{"mosaic-shim-stage", spec.ID}, goQuiet, "/proc/self/exe"
 	} else if len(argv) > 0 {
@@ -44,49 +47,52 @@ func (s *supervisor) create() error {
 		attr.Files = append(attr.Files, wire.RuntimeFD)
 	}
 	attr.Sys.Setsid = true
+	attr.Sys.Setctty = spec.Streams == wire.StreamsTerminal && len(spec.Runtime.Argv) == 0 // by descriptor 0
 	attr.Sys.Cloneflags = uintptr(spec.CloneFlags)
 	if spec.PidNamespace != "" {
-		if err := s.enterPidNamespace(spec.PidNamespace); err != nil {
+		leave, err := enterPidNamespace(spec.PidNamespace)
+		if err != nil {
 			return err
 		}
+		defer leave()
 	}
-	pid, err := s.fork(path, argv, attr)
+	pid, err := c.fork(path, argv, attr)
 	if err != nil {
 		return err
 	}
 	if len(spec.Stage) > 0 {
-		if err := writeAll(s.stage, wire.AppendFrame(nil, wire.KindStage, 0, spec.Stage)); err != nil {
-			return s.undo(pid, fail("hand over to stage", "", err))
+		if err := writeAll(c.stage, wire.AppendFrame(nil, wire.KindStage, 0, spec.Stage)); err != nil {
+			return c.undo(pid, fail("hand over to stage", "", err))
 		}
-		_ = syscall.SetNonblock(s.stage, true)
+		_ = syscall.SetNonblock(c.stage, true)
 	}
-	s.spec.Stage = nil // may be large
+	c.spec.Stage = nil // may be large
 	if len(spec.Runtime.Argv) > 0 {
-		s.runtime = pid
+		c.runtime = pid
 		return nil
 	}
-	if err := s.adopt(pid); err != nil {
-		return s.undo(pid, err)
+	if err := c.adopt(pid); err != nil {
+		return c.undo(pid, err)
 	}
 	if !spec.AwaitReady {
-		s.created()
+		c.created()
 	}
 	return nil
 }
 
 // fork makes the child in the container's cgroups: in those of version 1 by visiting them with this
 // thread, in that of version 2 by cloning into it.
-func (s *supervisor) fork(path string, argv []string, attr *syscall.ProcAttr) (int, error) {
-	if s.spec.CloneInto != "" {
-		fd, err := syscall.Open(s.spec.CloneInto, unix.O_PATH|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
+func (c *container) fork(path string, argv []string, attr *syscall.ProcAttr) (int, error) {
+	if c.spec.CloneInto != "" {
+		fd, err := syscall.Open(c.spec.CloneInto, unix.O_PATH|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
 		if err != nil {
-			return 0, fail("open cgroup", s.spec.CloneInto, err)
+			return 0, fail("open cgroup", c.spec.CloneInto, err)
 		}
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, fd
 		defer syscall.Close(fd)
 	}
 	pid := 0
-	err := visit(s.spec.EnterFiles)
+	err := visit(c.spec.EnterFiles)
 	if err == nil {
 		pid, err = syscall.ForkExec(path, argv, attr)
 		if err != nil {
@@ -94,8 +100,8 @@ func (s *supervisor) fork(path string, argv []string, attr *syscall.ProcAttr) (i
 		}
 	}
 	// Back home whatever happened: the container's end must not be the shim's.
-	if herr := visit(s.spec.LeaveFiles); herr != nil && err == nil {
-		err = s.undo(pid, herr)
+	if herr := visit(c.spec.LeaveFiles); herr != nil && err == nil {
+		err = c.undo(pid, herr)
 	}
 	return pid, err
 }
@@ -112,8 +118,8 @@ func visit(files []string) error {
 
 // adopt takes pid as the first process: into its cgroups, where it is not there already, its record
 // written.
-func (s *supervisor) adopt(pid int) error {
-	for _, f := range s.spec.JoinFiles {
+func (c *container) adopt(pid int) error {
+	for _, f := range c.spec.JoinFiles {
 		if lists(f, pid) {
 			continue
 		}
@@ -125,9 +131,9 @@ func (s *supervisor) adopt(pid int) error {
 	if !ok {
 		return fail("read start time of", itoa(uint64(pid)), syscall.ESRCH)
 	}
-	s.state.Pid, s.state.StartTicks = pid, ticks
-	s.startable = true
-	return s.record(PidName, itoa(uint64(pid))+" "+itoa(ticks)+"\n")
+	c.state.Pid, c.state.StartTicks = pid, ticks
+	c.startable = true
+	return c.record(PidName, itoa(uint64(pid))+" "+itoa(ticks)+"\n")
 }
 
 // lists says whether a file of process ids has pid on a line.
@@ -147,7 +153,7 @@ func lists(name string, pid int) bool {
 }
 
 // undo kills a child whose creation failed half way, and returns why.
-func (s *supervisor) undo(pid int, why error) error {
+func (c *container) undo(pid int, why error) error {
 	_ = syscall.Kill(pid, syscall.SIGKILL)
 	for {
 		_, err := syscall.Wait4(pid, nil, 0, nil)
@@ -157,33 +163,48 @@ func (s *supervisor) undo(pid int, why error) error {
 	}
 }
 
-// enterPidNamespace lets the next child be made in the namespace at path. It concerns this thread
+// enterPidNamespace lets the next children be made in the namespace at path, until leave. It concerns this thread
 // alone, which also forks.
-func (s *supervisor) enterPidNamespace(path string) error {
-	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+func enterPidNamespace(path string) (leave func(), err error) {
+	own, err := syscall.Open("/proc/thread-self/ns/pid", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 	if err != nil {
-		return fail("open", path, err)
+		return nil, fail("open", "the pid namespace", err)
 	}
-	defer syscall.Close(fd)
-	if err := unix.Setns(fd, unix.CLONE_NEWPID); err != nil {
-		return fail("join", path, err)
+	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Setns(fd, unix.CLONE_NEWPID)
+		_ = syscall.Close(fd)
 	}
-	return nil
+	if err != nil {
+		_ = syscall.Close(own)
+		return nil, fail("join", path, err)
+	}
+	return func() {
+		_ = unix.Setns(own, unix.CLONE_NEWPID)
+		_ = syscall.Close(own)
+	}, nil
 }
 
-// openFiles opens the standard files of the first process.
-func (s *supervisor) openFiles() ([]int, error) {
+// openFiles opens the standard files of the first process, and keeps the other ends of those that are streams.
+func (c *container) openFiles() ([]int, error) {
 	null, err := syscall.Open("/dev/null", syscall.O_RDWR|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fail("open", "/dev/null", err)
 	}
 	files := []int{null}
-	for _, name := range []string{s.spec.Stdout, s.spec.Stderr} {
+	names := [2]string{c.spec.Stdout, c.spec.Stderr}
+	if c.spec.Streams != wire.StreamsFiles {
+		return c.openStreams(null, names)
+	}
+	for _, name := range names {
 		var fd int
 		if name == "" {
 			fd, err = syscall.Open("/dev/null", syscall.O_WRONLY|syscall.O_CLOEXEC, 0)
 		} else {
-			fd, err = openLog(name, int(s.spec.LogUID), int(s.spec.LogGID))
+			fd, err = openLog(name, int(c.spec.LogUID), int(c.spec.LogGID))
+			if err == nil {
+				err = syscall.SetNonblock(fd, false)
+			}
 		}
 		if err != nil {
 			return files, fail("open", name, err)
@@ -194,7 +215,8 @@ func (s *supervisor) openFiles() ([]int, error) {
 }
 
 // openLog opens a file to append to, and makes it for uid and gid when it is missing. The folder
-// may belong to the container's user, who may have put anything there: no link is followed.
+// may belong to the container's user, who may have put anything there: no link is followed. The descriptor does not
+// block; a regular file does not care.
 func openLog(name string, uid, gid int) (int, error) {
 	const flags = syscall.O_WRONLY | syscall.O_APPEND | syscall.O_CLOEXEC | syscall.O_NOFOLLOW | syscall.O_NONBLOCK
 	fd, err := syscall.Open(name, flags|syscall.O_CREAT|syscall.O_EXCL, 0o644)
@@ -205,7 +227,7 @@ func openLog(name string, uid, gid int) (int, error) {
 				return -1, err
 			}
 		}
-		return fd, nil // a fresh file does not care for O_NONBLOCK
+		return fd, nil
 	}
 	if err != syscall.EEXIST {
 		return -1, err
@@ -217,10 +239,6 @@ func openLog(name string, uid, gid int) (int, error) {
 		fd, err = syscall.Open(name, flags&^syscall.O_WRONLY|syscall.O_RDWR, 0)
 	}
 	if err != nil {
-		return -1, err
-	}
-	if err := syscall.SetNonblock(fd, false); err != nil {
-		_ = syscall.Close(fd)
 		return -1, err
 	}
 	return fd, nil

@@ -7,44 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// killDescendants sends SIGKILL to everything below the shim. What is born meanwhile comes to the
-// shim when its parent dies, and is met by the next call.
-func (s *supervisor) killDescendants() {
-	parents := map[int]int{}
-	fd, err := syscall.Open("/proc", syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
-	if err != nil {
-		return
-	}
-	defer syscall.Close(fd)
-	buf := make([]byte, 8192)
-	for {
-		n, err := syscall.ReadDirent(fd, buf)
-		if n <= 0 || err != nil {
-			break
-		}
-		_, _, names := syscall.ParseDirent(buf[:n], -1, nil)
-		for _, name := range names {
-			pid, ok := atoi(name)
-			if !ok {
-				continue
-			}
-			if f, ok := stat(int(pid)); ok {
-				if ppid, ok := atoi(f.field(4)); ok {
-					parents[int(pid)] = int(ppid)
-				}
-			}
-		}
-	}
-	for pid := range parents {
-		for p, hops := pid, 0; p > 1 && hops < 1<<16; p, hops = parents[p], hops+1 {
-			if parents[p] == s.self {
-				_ = syscall.Kill(pid, syscall.SIGKILL)
-				break
-			}
-		}
-	}
-}
-
 // A procStat is the content of /proc/PID/stat.
 type procStat []byte
 
@@ -159,33 +121,19 @@ func readPid(name string) (int, bool) {
 	return int(pid), ok && pid > 0 && pid < 1<<31
 }
 
-// record writes a file in the run folder, whole or not at all.
-func (s *supervisor) record(name, text string) error {
-	tmp := name + ".new"
-	fd, err := unix.Openat(s.dir, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return fail("make record", name, err)
-	}
-	err = writeAll(fd, []byte(text))
-	_ = unix.Close(fd)
-	if err == nil {
-		err = unix.Renameat(s.dir, tmp, s.dir, name)
-	}
-	if err != nil {
-		return fail("write record", name, err)
-	}
-	return nil
+func readFile(name string, limit int) ([]byte, bool) {
+	return readInto(name, make([]byte, limit))
 }
 
-func readFile(name string, limit int) ([]byte, bool) {
+// readInto reads a file as far as b has room.
+func readInto(name string, b []byte) ([]byte, bool) {
 	fd, err := syscall.Open(name, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, false
 	}
 	defer syscall.Close(fd)
-	b := make([]byte, limit)
 	n := 0
-	for n < limit {
+	for n < len(b) {
 		m, err := syscall.Read(fd, b[n:])
 		if err == syscall.EINTR {
 			continue

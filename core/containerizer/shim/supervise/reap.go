@@ -28,8 +28,9 @@ func (s *supervisor) reap() {
 	}
 }
 
-// collect takes every child that has ended, and reports whether none is left. mu is held.
+// collect takes every child that has ended, and reports whether none is left. The lock is held.
 func (s *supervisor) collect() bool {
+	defer s.rouse()
 	for {
 		var ws syscall.WaitStatus
 		pid, err := syscall.Wait4(-1, &ws, syscall.WNOHANG, nil)
@@ -37,96 +38,93 @@ func (s *supervisor) collect() bool {
 		case err == syscall.EINTR:
 		case err != nil: // ECHILD
 			s.childless = true
-			s.killing = answerAll(s.killing, wire.KindOK, nil)
-			s.wake()
+			for _, c := range s.containers {
+				c.killing = answerAll(c.killing, wire.KindOK, nil)
+			}
 			return true
 		case pid == 0:
-			if len(s.killing) > 0 {
-				s.killDescendants() // one that was just born may have come to us
+			if first := s.containers[0]; len(first.killing) > 0 {
+				s.kill(first) // one that was just born may have come to us
 			}
 			return false
-		case pid == s.runtime:
-			s.runtimeEnded(uint32(ws))
-		case pid == s.state.Pid:
-			s.ended(uint32(ws))
-		case s.runtime != 0:
-			s.orphans[s.orphanN%len(s.orphans)] = ended{pid, uint32(ws)}
-			s.orphanN++
+		default:
+			s.childEnded(pid, uint32(ws))
 		}
+	}
+}
+
+func (s *supervisor) childEnded(pid int, status uint32) {
+	creating := false
+	for _, c := range s.containers {
+		switch {
+		case pid == c.runtime:
+			c.runtimeEnded(status)
+			return
+		case pid == c.state.Pid:
+			c.ended(status)
+			return
+		}
+		creating = creating || c.runtime != 0
+	}
+	if creating {
+		s.orphans[s.orphanN%len(s.orphans)] = ended{pid, status}
+		s.orphanN++
 	}
 }
 
 // ended records and tells how the first process ended.
-func (s *supervisor) ended(status uint32) {
-	s.state.Exited, s.state.WaitStatus = true, status
+func (c *container) ended(status uint32) {
+	c.state.Exited, c.state.WaitStatus = true, status
 	var ts unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_REALTIME, &ts)
-	// The record is for an agent that is away; one that waits is told first.
-	s.ending = answerAll(s.ending, wire.KindExit, s.state.Append(nil))
-	if s.creating != nil { // died before it was ready
-		w := s.creating
-		s.creating = nil
-		text := s.stageErr
-		if text == "" {
-			text = "the first process ended before it was ready"
-		}
-		w.conn.send(wire.KindError, w.id, wire.AppendError(nil, int(syscall.ESRCH), text))
+	if c.streams != nil {
+		c.streams.finish()
 	}
-	_ = s.record(ExitName, itoa(uint64(status))+" "+itoa(uint64(ts.Sec))+"\n")
+	// The record is for an agent that is away; one that waits is told first.
+	c.ending = answerAll(c.ending, wire.KindExit, c.stateFrame())
+	text := c.stageErr
+	if text == "" {
+		text = "the first process ended before it was ready"
+	}
+	c.failWith(int(syscall.ESRCH), text)
+	_ = c.record(ExitName, itoa(uint64(status))+" "+itoa(uint64(ts.Sec))+"\n")
 }
 
 // runtimeEnded takes over what the runtime's create command made.
-func (s *supervisor) runtimeEnded(status uint32) {
-	s.runtime = 0
+func (c *container) runtimeEnded(status uint32) {
+	c.runtime = 0
 	ws := syscall.WaitStatus(status)
-	refuse := func(err error) {
-		s.failCreate(err)
-		s.killDescendants()
-	}
 	if ws != 0 {
 		text := "exit status " + itoa(uint64(ws.ExitStatus()))
 		if ws.Signaled() {
 			text = "killed by signal " + itoa(uint64(ws.Signal()))
 		}
-		if s.stageErr != "" {
-			text = s.stageErr
+		if c.stageErr != "" {
+			text = c.stageErr
 		}
-		s.failText("create: " + text)
-		s.killDescendants()
+		c.failWith(0, "create: "+text)
+		c.s.kill(c)
 		return
 	}
-	pid, ok := readPid(s.spec.Runtime.PidFile)
+	pid, ok := readPid(c.spec.Runtime.PidFile)
 	if !ok {
-		s.failText("create: no pid in " + s.spec.Runtime.PidFile)
-		s.killDescendants()
+		c.failWith(0, "create: no pid in "+c.spec.Runtime.PidFile)
+		c.s.kill(c)
 		return
 	}
-	for _, o := range s.orphans[:min(s.orphanN, len(s.orphans))] {
+	for _, o := range c.s.orphans[:min(c.s.orphanN, len(c.s.orphans))] {
 		if o.pid == pid { // ended already
-			s.state.Pid, s.startable = pid, true
-			s.failText("the first process ended before it was ready")
-			s.ended(o.status)
+			c.state.Pid, c.startable = pid, true
+			c.failWith(0, "the first process ended before it was ready")
+			c.ended(o.status)
 			return
 		}
 	}
-	if err := s.adopt(pid); err != nil {
-		refuse(err)
+	if err := c.adopt(pid); err != nil {
+		c.state.Pid = pid // to be killed and waited for
+		c.failCreate(err)
+		c.s.kill(c)
 		return
 	}
-	s.created()
-}
-
-func (s *supervisor) failText(text string) {
-	if w := s.creating; w != nil {
-		s.creating = nil
-		w.conn.send(wire.KindError, w.id, wire.AppendError(nil, 0, text))
-	}
-}
-
-// wake ends the poll of serve when nobody is connected, by shutting down the listener, which then
-// polls as readable: there is nothing left to serve.
-func (s *supervisor) wake() {
-	if len(s.conns) == 0 {
-		_ = syscall.Shutdown(s.listener, syscall.SHUT_RDWR)
-	}
+	c.created()
 }

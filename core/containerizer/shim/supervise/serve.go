@@ -10,53 +10,60 @@ import (
 	"github.com/mosaic-cluster/mosaic/core/containerizer/shim/wire"
 )
 
-// maxRequest bounds a request after the first: none of them carries more than a number.
-const maxRequest = 64
+// maxConns bounds the connections about one container, streams not counted: the agent uses one, an operator's tools a
+// second.
+const maxConns = 8
 
-// A conn is one client. What it sends is collected in buf until a frame is whole.
-type conn struct {
-	fd  int // -1 when closed
-	buf [wire.HeaderSize + maxRequest]byte
-	n   int
+// killPause is how long to wait between two looks at a container beside the first that is being killed, in
+// nanoseconds: not all of its processes are children whose end is told.
+const killPause = 5_000_000
+
+// A source is whose descriptor is polled.
+type source struct {
+	what  uint8
+	which int // of the outputs
+	c     *container
+	conn  *conn
 }
 
-// send writes a frame. A client that does not read its answers loses its connection: nothing may
-// hold up the shim.
-func (c *conn) send(kind uint8, id uint32, payload []byte) {
-	if c.fd < 0 {
-		return
-	}
-	b := wire.AppendFrame(nil, kind, id, payload)
-	for len(b) > 0 {
-		n, err := syscall.SendmsgN(c.fd, b, nil, nil, syscall.MSG_NOSIGNAL|syscall.MSG_DONTWAIT)
-		if err == syscall.EINTR {
-			continue
-		}
-		if err != nil {
-			_ = syscall.Shutdown(c.fd, syscall.SHUT_RDWR) // the loop sees the end and closes it
-			return
-		}
-		b = b[n:]
+const (
+	isWake = iota
+	isListener
+	isStage
+	isConsole
+	isInput
+	isOutput
+	isFile
+	isConn
+)
+
+// polled are the descriptors to wait for, and whose they are.
+type polled struct {
+	fds     []unix.PollFd
+	sources []source
+}
+
+func (p *polled) add(fd int, events int16, of source) {
+	if fd >= 0 && events != 0 {
+		p.fds = append(p.fds, unix.PollFd{Fd: int32(fd), Events: events})
+		p.sources = append(p.sources, of)
 	}
 }
 
-// serve answers requests until there is nothing left to keep.
+// serve answers requests and moves bytes until there is nothing left to keep.
 func (s *supervisor) serve() int {
-	fds := make([]unix.PollFd, 0, maxConns+2)
+	var p polled
 	for {
 		s.mu.Lock()
-		if s.finished() {
+		timeout, done := s.settle()
+		if done {
 			s.mu.Unlock()
 			return 0
 		}
-		fds = append(fds[:0], unix.PollFd{Fd: int32(s.listener), Events: unix.POLLIN})
-		fds = append(fds, unix.PollFd{Fd: int32(s.stage), Events: unix.POLLIN}) // -1 is skipped by the kernel
-		for _, c := range s.conns {
-			fds = append(fds, unix.PollFd{Fd: int32(c.fd), Events: unix.POLLIN})
-		}
+		s.gatherPolled(&p)
 		s.mu.Unlock()
 
-		if err := poll(fds); err != nil {
+		if err := poll(p.fds, timeout); err != nil {
 			if err == syscall.EINTR {
 				continue
 			}
@@ -65,18 +72,12 @@ func (s *supervisor) serve() int {
 
 		s.mu.Lock()
 		released := false
-		if fds[1].Revents != 0 && s.stage == int(fds[1].Fd) {
-			s.readStage()
-		}
-		for i, c := range s.conns[:len(fds)-2] {
-			if fds[i+2].Revents != 0 {
-				released = s.read(c) || released
+		for i, f := range p.fds {
+			if f.Revents != 0 {
+				released = s.happened(&p.sources[i], int(f.Fd), f.Revents) || released
 			}
 		}
 		s.dropClosed()
-		if fds[0].Revents != 0 {
-			s.accept()
-		}
 		s.mu.Unlock()
 		if released {
 			return 0
@@ -84,21 +85,148 @@ func (s *supervisor) serve() int {
 	}
 }
 
-// finished says whether the container ended, left nothing, and nobody is connected: then the exit
-// record says all there is to know. A container that was never started has nobody to start it once
-// the last connection is gone; it is killed, and so its end is waited for here.
-func (s *supervisor) finished() bool {
-	if len(s.conns) > 0 {
-		return false
+// gatherPolled lists what to wait for.
+func (s *supervisor) gatherPolled(p *polled) {
+	p.fds, p.sources = p.fds[:0], p.sources[:0]
+	p.add(s.wake, unix.POLLIN, source{what: isWake})
+	for _, c := range s.containers {
+		p.add(c.listener, unix.POLLIN, source{what: isListener, c: c})
+		p.add(c.stage, unix.POLLIN, source{what: isStage, c: c})
+		p.add(c.console, unix.POLLIN, source{what: isConsole, c: c})
+		if st := c.streams; st != nil {
+			if st.blocked() {
+				p.add(st.in, unix.POLLOUT, source{what: isInput, c: c})
+			}
+			for i := range st.out {
+				if st.takes(i) {
+					p.add(st.out[i].fd, unix.POLLIN, source{what: isOutput, which: i, c: c})
+				}
+				if len(st.out[i].rest) > 0 {
+					p.add(st.out[i].file, unix.POLLOUT, source{what: isFile, which: i, c: c})
+				}
+			}
+		}
 	}
-	if !s.state.Started {
-		s.killDescendants()
+	for _, cn := range s.conns {
+		events := int16(unix.POLLIN)
+		if cn.out != nil {
+			// What a client sends is left in its socket while the process takes nothing.
+			if cn.of.streams.blocked() {
+				events = 0
+			}
+			if cn.out.wants(cn.of.streams) {
+				events |= unix.POLLOUT
+			}
+		}
+		p.add(cn.fd, events, source{what: isConn, conn: cn})
 	}
-	return s.childless
 }
 
-func poll(fds []unix.PollFd) error {
-	_, _, errno := syscall.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds[0])), uintptr(len(fds)), 0, 0, 0, 0)
+// happened handles what is said of a descriptor, unless it is another by now. Nothing is believed but what is then
+// read. It reports whether the shim was released.
+func (s *supervisor) happened(of *source, fd int, events int16) (released bool) {
+	c := of.c
+	switch of.what {
+	case isWake:
+		var b [8]byte
+		_, _ = syscall.Read(s.wake, b[:])
+	case isListener:
+		if c.listener == fd {
+			s.accept(c)
+		}
+	case isStage:
+		if c.stage == fd {
+			c.readStage()
+		}
+	case isConsole:
+		if c.console == fd {
+			c.readConsole()
+		}
+	case isInput:
+		if c.streams.in == fd && c.streams.blocked() {
+			c.streams.feedRest()
+		}
+	case isOutput:
+		if c.streams.out[of.which].fd == fd {
+			c.streams.take(of.which)
+		}
+	case isFile:
+		if c.streams.out[of.which].file == fd {
+			c.streams.storeRest(of.which)
+		}
+	case isConn:
+		cn := of.conn
+		switch {
+		case cn.fd != fd:
+		case cn.out == nil:
+			return s.read(cn)
+		default:
+			cn.flush()
+			if events&^unix.POLLOUT != 0 && !cn.of.streams.blocked() {
+				s.readStream(cn)
+			}
+		}
+	}
+	return false
+}
+
+// settle does what has come due, and says how long the next poll may last, in nanoseconds or -1, and whether nothing
+// is left to do: the first container has ended and left nothing, and nobody is connected. Then the exit
+// record says all there is to know. A container that was never started has nobody to start it once
+// the last connection is gone; it is killed, and so its end is waited for.
+func (s *supervisor) settle() (timeout int64, done bool) {
+	timeout = -1
+	within := func(ns int64) {
+		if ns >= 0 && (timeout < 0 || ns < timeout) {
+			timeout = ns
+		}
+	}
+	for i := len(s.containers) - 1; i >= 0; i-- {
+		c := s.containers[i]
+		if c.streams != nil {
+			within(c.streams.due())
+		}
+		alone := !s.attended(c)
+		if alone && !c.state.Started && (c.isFirst() && !s.childless || !c.over()) {
+			s.kill(c)
+		}
+		if c.isFirst() {
+			continue
+		}
+		if alone && c.over() {
+			s.drop(c)
+			continue
+		}
+		if len(c.killing) > 0 {
+			if s.kill(c) == 0 && c.over() {
+				c.killing = answerAll(c.killing, wire.KindOK, nil)
+				continue
+			}
+			within(killPause)
+		}
+	}
+	s.dropClosed()
+	return timeout, len(s.conns) == 0 && s.childless
+}
+
+// attended says whether anyone is connected about c.
+func (s *supervisor) attended(c *container) bool {
+	for _, cn := range s.conns {
+		if cn.of == c && cn.fd >= 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// poll waits for events, for timeout nanoseconds unless that is negative.
+func poll(fds []unix.PollFd, timeout int64) error {
+	var ts *unix.Timespec
+	if timeout >= 0 {
+		t := unix.NsecToTimespec(timeout)
+		ts = &t
+	}
+	_, _, errno := syscall.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds[0])), uintptr(len(fds)), uintptr(unsafe.Pointer(ts)), 0, 0, 0)
 	runtime.KeepAlive(fds)
 	if errno != 0 {
 		return errno
@@ -106,214 +234,20 @@ func poll(fds []unix.PollFd) error {
 	return nil
 }
 
-func (s *supervisor) accept() {
-	fd, _, err := syscall.Accept4(s.listener, syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK)
+func (s *supervisor) accept(c *container) {
+	fd, _, err := syscall.Accept4(c.listener, syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK)
 	if err != nil {
 		return // gone again
 	}
-	if len(s.conns) >= maxConns {
+	n := 0
+	for _, cn := range s.conns {
+		if cn.of == c && cn.out == nil {
+			n++
+		}
+	}
+	if n >= maxConns {
 		_ = syscall.Close(fd)
 		return
 	}
-	s.conns = append(s.conns, &conn{fd: fd})
-}
-
-// read takes what c sent and handles whole frames. It reports whether the shim was released.
-func (s *supervisor) read(c *conn) (released bool) {
-	n, err := syscall.Read(c.fd, c.buf[c.n:])
-	if err == syscall.EAGAIN || err == syscall.EINTR {
-		return false
-	}
-	if err != nil || n <= 0 {
-		c.close()
-		return false
-	}
-	c.n += n
-	for c.n >= wire.HeaderSize {
-		size, kind, id, err := wire.Header(c.buf[:c.n])
-		if err != nil || size > maxRequest {
-			c.close()
-			return released
-		}
-		if c.n < wire.HeaderSize+size {
-			break
-		}
-		released = s.handle(c, kind, id, c.buf[wire.HeaderSize:wire.HeaderSize+size]) || released
-		copy(c.buf[:], c.buf[wire.HeaderSize+size:c.n])
-		c.n -= wire.HeaderSize + size
-	}
-	return released
-}
-
-func (s *supervisor) handle(c *conn, kind uint8, id uint32, payload []byte) (released bool) {
-	refuse := func(errno syscall.Errno, text string) {
-		c.send(wire.KindError, id, wire.AppendError(nil, int(errno), text))
-	}
-	switch kind {
-	case wire.KindState:
-		c.send(wire.KindStateIs, id, s.state.Append(nil))
-	case wire.KindStart:
-		s.start(waiter{c, id})
-	case wire.KindWait:
-		if s.state.Exited {
-			c.send(wire.KindExit, id, s.state.Append(nil))
-			return false
-		}
-		s.ending = append(s.ending, waiter{c, id})
-	case wire.KindSignal:
-		sig, err := wire.ParseUint32(payload)
-		if err != nil || sig == 0 || sig > 64 {
-			refuse(syscall.EINVAL, "no such signal")
-			return false
-		}
-		if s.state.Exited || s.state.Pid == 0 {
-			refuse(syscall.ESRCH, "no process")
-			return false
-		}
-		if err := s.signal(syscall.Signal(sig)); err != nil {
-			errno, _ := err.(syscall.Errno)
-			refuse(errno, "kill: "+err.Error())
-			return false
-		}
-		c.send(wire.KindOK, id, nil)
-	case wire.KindKill:
-		if s.childless {
-			c.send(wire.KindOK, id, nil)
-			return false
-		}
-		s.killing = append(s.killing, waiter{c, id})
-		s.killDescendants()
-	case wire.KindRelease:
-		if !s.childless && !s.state.Exited {
-			refuse(syscall.EBUSY, "the container is running")
-			return false
-		}
-		c.send(wire.KindOK, id, nil)
-		return true
-	default:
-		refuse(syscall.ENOSYS, "unknown request")
-	}
-	return false
-}
-
-// signal sends sig to the first process and its group. The process is not reaped while mu is held, so
-// its pid is its own.
-//
-// The first process of a pid namespace is deaf to signals it has no handler for, where any other would
-// end: sleep or a shell would then take no notice of SIGTERM. It is killed instead, which is what the
-// default action comes to.
-func (s *supervisor) signal(sig syscall.Signal) error {
-	deaf := sig != syscall.SIGKILL && endsByDefault(sig) && isDeafInit(s.state.Pid, sig)
-	err := syscall.Kill(-s.state.Pid, sig)
-	if err == syscall.ESRCH { // it leads no group
-		err = syscall.Kill(s.state.Pid, sig)
-	}
-	if err == nil && deaf {
-		err = syscall.Kill(s.state.Pid, syscall.SIGKILL)
-	}
-	return err
-}
-
-func (c *conn) close() {
-	_ = syscall.Close(c.fd)
-	c.fd = -1
-}
-
-// dropClosed forgets closed connections and what they waited for.
-func (s *supervisor) dropClosed() {
-	open := s.conns[:0]
-	for _, c := range s.conns {
-		if c.fd >= 0 {
-			open = append(open, c)
-		}
-	}
-	clear(s.conns[len(open):])
-	if len(open) == len(s.conns) {
-		return
-	}
-	s.conns = open
-	s.starting = withoutClosed(s.starting)
-	s.ending = withoutClosed(s.ending)
-	s.killing = withoutClosed(s.killing)
-}
-
-func withoutClosed(ws []waiter) []waiter {
-	kept := ws[:0]
-	for _, w := range ws {
-		if w.conn.fd >= 0 {
-			kept = append(kept, w)
-		}
-	}
-	clear(ws[len(kept):])
-	return kept
-}
-
-// answerAll answers every waiter and returns the empty list.
-func answerAll(ws []waiter, kind uint8, payload []byte) []waiter {
-	for _, w := range ws {
-		w.conn.send(kind, w.id, payload)
-	}
-	clear(ws)
-	return ws[:0]
-}
-
-// start lets the held process go. The answer follows when the stage's socket closes, which the
-// exec of the command does, or when the stage complains.
-func (s *supervisor) start(w waiter) {
-	switch {
-	case s.stageErr != "":
-		w.conn.send(wire.KindError, w.id, wire.AppendError(nil, 0, s.stageErr))
-		return
-	case s.state.Exited || !s.startable || s.stage < 0 && s.staged && !s.executes:
-		w.conn.send(wire.KindError, w.id, wire.AppendError(nil, int(syscall.ESRCH), "no process"))
-		return
-	case s.stage < 0: // no stage holds it: an OCI runtime does, or it was let go before
-		s.state.Started = true
-		w.conn.send(wire.KindOK, w.id, nil)
-		return
-	}
-	s.starting = append(s.starting, w)
-	if !s.state.Started {
-		s.state.Started = true
-		if _, err := syscall.Write(s.stage, []byte{'g'}); err != nil {
-			s.readStage() // it is dead; say what is known
-		}
-	}
-}
-
-// readStage takes what the stage says: that it holds, that it executes, an error text, or the end.
-func (s *supervisor) readStage() {
-	var buf [1024]byte
-	n, err := syscall.Read(s.stage, buf[:])
-	if err == syscall.EAGAIN || err == syscall.EINTR {
-		return
-	}
-	b := buf[:max(n, 0)]
-	for len(b) > 0 && b[0] <= wire.StageExecutes {
-		switch b[0] {
-		case wire.StageHolds:
-			s.created()
-		case wire.StageExecutes:
-			s.executes = true
-		}
-		b = b[1:]
-	}
-	if len(b) > 0 {
-		s.stageErr = string(b)
-		if s.creating != nil && s.runtime == 0 {
-			s.failText(s.stageErr)
-		}
-		s.starting = answerAll(s.starting, wire.KindError, wire.AppendError(nil, 0, s.stageErr))
-	}
-	if n > 0 {
-		return // the end follows
-	}
-	_ = syscall.Close(s.stage)
-	s.stage = -1
-	if s.executes {
-		s.starting = answerAll(s.starting, wire.KindOK, nil)
-		return
-	}
-	const text = "the first process ended before it could execute the command"
-	s.starting = answerAll(s.starting, wire.KindError, wire.AppendError(nil, int(syscall.ESRCH), text))
+	s.conns = append(s.conns, &conn{fd: fd, of: c})
 }

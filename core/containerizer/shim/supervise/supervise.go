@@ -1,17 +1,20 @@
-// Package supervise is the shim: the parent of one container's first process, which keeps its exit
-// status and outlives the agent.
+// Package supervise is the shim: the parent of a container's first process, which keeps its exit status and its
+// streams, and outlives the agent. It keeps further containers, nested in the first or beside it, when it is asked to.
 //
-// It promises to answer its socket while the container runs, to leave `pid` and `exit` records in
-// the run folder by rename, so that they are whole or absent, and to reap everything the container
-// leaves behind. A container that was never started dies with the agent that created it. It knows
-// no isolators and no checkpoints; cgroups it only puts the first process into.
+// It promises to answer a socket for each container while that runs, to leave `pid` and `exit` records in
+// the run folder by rename, so that they are whole or absent, and to reap everything the containers
+// leave behind. A container that was never started dies with the agent that created it. A process is never held up by
+// a client, but for the first reader of a session; see streams.go. It knows no isolators and no checkpoints; cgroups
+// it only puts the first process into.
 //
 // Its memory is paid once per container: it uses plain system calls and two goroutines, one waiting
 // for messages and one for the end of children. The garbage collector is off (see the agent's
-// environment for it) and what it allocates after the start is bounded by the requests it answers.
+// environment for it) and what it allocates after the start is bounded by the requests it answers; only one that is
+// asked to keep more and more containers collects now and then.
 package supervise
 
 import (
+	"runtime"
 	"sync"
 	"syscall"
 
@@ -28,33 +31,27 @@ const (
 	ExitName   = "exit"
 )
 
-// maxConns bounds the connections held: the agent uses one, an operator's tools a second.
-const maxConns = 8
-
 // A supervisor is the whole state of a shim.
 type supervisor struct {
 	self int // pid of the shim
+	wake int // event counter that ends the poll of serve
 
-	mu       sync.Mutex // guards everything below
-	spec     *wire.Spec
-	dir      int // descriptor of the run folder
-	listener int
-	stage    int // our end of the stage's socket, -1 without one
-	conns    []*conn
+	mu         sync.Mutex // guards everything below, and all containers
+	containers []*container
+	conns      []*conn
+	abilities  uint32
 
-	state     wire.State
-	startable bool      // the first process exists and is held
-	staged    bool      // a stage holds the first process, until it executes
-	executes  bool      // the stage is about to execute the command
-	creating  *waiter   // who waits for Created
-	starting  []waiter  // who waits for the start
-	ending    []waiter  // who waits for the end
-	killing   []waiter  // who waits for the last descendant
-	stageErr  string    // what the stage complained about
-	runtime   int       // pid of the runtime's create command while it runs
-	orphans   [64]ended // ends seen while the runtime was creating, the newest ones
+	orphans   [64]ended // ends of unknown children seen while a runtime was creating, the newest ones
 	orphanN   int
 	childless bool // waitid found no children
+	litter    int  // bytes of specs taken since the last collection
+
+	list          []process // of the machine; see kill.go, as the two below
+	entries, stat []byte
+
+	vectors [3]unix.Iovec // for gather, as message
+	message unix.Msghdr
+	scratch []byte // what is read from processes and clients, on its way; made at first use
 }
 
 // A waiter is a request to be answered later.
@@ -68,27 +65,29 @@ type ended struct {
 	status uint32
 }
 
-// Run serves until the container has ended and was released or forgotten, and returns the
+// Run serves until the first container has ended and was released or forgotten, and returns the
 // process's exit code. conn is the connection of the agent, spec the first frame on it with id.
 // Run must be called on a locked thread.
 func Run(fd int, id uint32, spec *wire.Spec) int {
-	s := &supervisor{self: syscall.Getpid(), spec: spec, dir: -1, listener: -1, stage: -1}
+	s := &supervisor{self: syscall.Getpid(), wake: -1, abilities: wire.CanKeepMore}
+	if _, err := unix.FcntlInt(wire.RuntimeFD, unix.F_GETFD, 0); err == nil {
+		s.abilities |= wire.CanRun
+	}
+	c := s.newContainer(spec)
 	_ = syscall.SetNonblock(fd, true)
-	c := &conn{fd: fd}
-	s.conns = append(s.conns, c)
-	s.creating = &waiter{c, id}
-	if err := s.prepare(); err != nil {
-		s.failCreate(err)
-		return 1
-	}
-	s.mu.Lock()
-	err := s.create()
-	if err != nil {
-		s.failCreate(err)
+	cn := &conn{fd: fd, of: c}
+	s.conns = append(s.conns, cn)
+	c.creating = &waiter{cn, id}
+	err := s.prepare()
+	if err == nil {
+		s.mu.Lock()
+		err = c.create()
 		s.mu.Unlock()
+	}
+	if err != nil {
+		c.failCreate(err)
 		return 1
 	}
-	s.mu.Unlock()
 	go s.reap()
 	return s.serve()
 }
@@ -103,63 +102,70 @@ func (s *supervisor) prepare() error {
 	// The name in ps and top; at most 15 bytes count.
 	name := append([]byte("mosaic-shim"), 0)
 	_ = unix.Prctl(unix.PR_SET_NAME, addr(name), 0, 0, 0)
-	if err := syscall.Chdir(s.spec.RunDir); err != nil {
-		return fail("enter", s.spec.RunDir, err)
-	}
 	var err error
-	s.dir, err = syscall.Open(".", syscall.O_DIRECTORY|syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	s.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
-		return fail("open", s.spec.RunDir, err)
-	}
-	s.listener, err = listen()
-	if err != nil {
-		return fail("listen in", s.spec.RunDir, err)
-	}
-	// Stay in no folder that someone may want to remove or unmount.
-	if err := syscall.Chdir("/"); err != nil {
-		return fail("enter", "/", err)
+		return fail("make event counter", "", err)
 	}
 	return nil
 }
 
-// listen binds the socket by a name relative to the current folder, so that the folder's own
-// length does not count against the 108 bytes of an address.
-func listen() (int, error) {
-	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return -1, err
-	}
-	_ = syscall.Unlink(SocketName)
-	if err := syscall.Bind(fd, &syscall.SockaddrUnix{Name: SocketName}); err != nil {
-		return -1, err
-	}
-	// Only the owner may connect: whoever does can signal the container.
-	if err := syscall.Chmod(SocketName, 0o600); err != nil {
-		return -1, err
-	}
-	return fd, syscall.Listen(fd, maxConns)
-}
+// maxLitter is how many bytes of specs may be taken before what is left of them is collected.
+const maxLitter = 1 << 20
 
-// failCreate answers the pending create with err. The caller ends the shim.
-func (s *supervisor) failCreate(err error) {
-	w := s.creating
-	s.creating = nil
-	if w == nil {
+// keepMore creates a container that a client asks for, which from then on is what its connection is about. When that
+// fails the connection is closed: what is sent on it next is meant for the new container, and not for the first.
+func (s *supervisor) keepMore(cn *conn, id uint32, payload []byte) {
+	refuse := func(errno syscall.Errno, text string) {
+		cn.send(wire.KindError, id, wire.AppendError(nil, int(errno), text))
+		cn.close()
+	}
+	spec, err := wire.ParseSpec(payload)
+	if err != nil || spec.RunDir == "" || spec.RunDir[0] != '/' {
+		refuse(syscall.EINVAL, "malformed container")
 		return
 	}
-	errno := 0
-	if e, ok := err.(*opError); ok {
-		errno = int(e.errno)
+	first := s.containers[0]
+	if cn.of != first || !first.state.Started || first.state.Exited || s.childless {
+		refuse(syscall.ESRCH, "the container beside which it was to be does not run")
+		return
 	}
-	w.conn.send(wire.KindError, w.id, wire.AppendError(nil, errno, err.Error()))
+	if s.litter += 2 * len(payload); s.litter > maxLitter {
+		s.litter = 0
+		runtime.GC()
+	}
+	c := s.newContainer(spec)
+	s.forget(cn) // what it waited for of the first container
+	cn.of = c
+	c.creating = &waiter{cn, id}
+	if err := c.create(); err != nil {
+		c.failCreate(err)
+		if c.over() {
+			s.drop(c)
+		}
+	}
 }
 
-// created answers the pending create.
-func (s *supervisor) created() {
-	if s.creating != nil {
-		s.creating.conn.send(wire.KindCreated, s.creating.id, s.state.Append(nil))
-		s.creating = nil
+// drop forgets a container that has ended, with all that is kept for it.
+func (s *supervisor) drop(c *container) {
+	for _, cn := range s.conns {
+		if cn.of == c {
+			cn.close()
+		}
 	}
+	c.close()
+	for i, o := range s.containers {
+		if o == c {
+			s.containers = append(s.containers[:i], s.containers[i+1:]...)
+			break
+		}
+	}
+}
+
+// rouse ends the poll of serve, which then looks at everything again.
+func (s *supervisor) rouse() {
+	one := [8]byte{1}
+	_, _ = syscall.Write(s.wake, one[:])
 }
 
 // An opError says what was being done to what. It is small where fmt would not be.

@@ -27,7 +27,21 @@ type Spec struct {
 	// Runtime, if Argv is not empty, is run to completion; the first process is then the one whose
 	// pid it left in PidFile.
 	Runtime Runtime
+	// Streams says what the standard streams are.
+	Streams uint8
+	// Rows and Columns are the size of a terminal at first.
+	Rows, Columns uint16
 }
+
+// The standard streams of a first process.
+const (
+	StreamsFiles    = 0 // no input, output to Stdout and Stderr
+	StreamsPipes    = 1 // kept by the shim, which also writes to Stdout and Stderr, if any
+	StreamsTerminal = 2 // likewise; its output goes to Stdout. A runtime sends the terminal to the socket ConsoleName.
+)
+
+// ConsoleName is the socket in the run folder to which a runtime sends a terminal.
+const ConsoleName = "tty"
 
 // A Runtime is the create command of an OCI runtime.
 type Runtime struct {
@@ -72,7 +86,9 @@ func (s *Spec) Append(b []byte) []byte {
 	b = appendStrings(b, s.Runtime.Env)
 	b = appendString(b, s.Runtime.PidFile)
 	b = appendStrings(b, s.EnterFiles)
-	return appendStrings(b, s.LeaveFiles)
+	b = appendStrings(b, s.LeaveFiles)
+	b = appendUint(b, uint64(s.Streams))
+	return AppendSize(b, s.Rows, s.Columns)
 }
 
 // ParseSpec decodes a Spec. Its Stage shares memory with b.
@@ -86,6 +102,7 @@ func ParseSpec(b []byte) (*Spec, error) {
 	}
 	s.Runtime = Runtime{Argv: r.strings(), Env: r.strings(), PidFile: r.string()}
 	s.EnterFiles, s.LeaveFiles = r.strings(), r.strings()
+	s.Streams, s.Rows, s.Columns = uint8(r.uint()), uint16(r.uint()), uint16(r.uint())
 	if r.err != nil {
 		return nil, r.err
 	}

@@ -14,7 +14,9 @@ import "errors"
 // Requests of an agent to its shim, and below them the answers. Each answer carries the id of its
 // request.
 const (
-	KindCreate  = 1 // Spec; first frame of a new shim. Answered by Created or Error.
+	// Spec; first frame of a new shim, or of a connection to one that is to keep one more container, which the connection
+	// is about from then on. Answered by Created or Error.
+	KindCreate  = 1
 	KindState   = 2 // empty; answered by State.
 	KindStart   = 3 // empty; answered by OK or Error.
 	KindWait    = 4 // empty; answered by Exit when the first process has ended.
@@ -22,13 +24,29 @@ const (
 	KindKill    = 6 // empty; answered by OK when no descendant of the shim is left.
 	KindRelease = 7 // empty; answered by OK, then the shim ends. Refused while the process lives.
 	KindStage   = 8 // Stage; first frame of a stage.
+	KindResize  = 9 // uint32 rows and columns of the terminal; answered by OK or Error.
+
+	// KindAttach, empty, is the first frame of a connection that turns into a stream. Answered by OK or Error. A stream's
+	// frames carry no id. The client sends the kinds below it and gets the Out kinds.
+	KindAttach   = 10
+	KindRead     = 11 // empty; asks for the output, once.
+	KindInput    = 12 // bytes for the process
+	KindInputEnd = 13 // empty; no input follows, from anyone.
 
 	KindOK      = 64
 	KindError   = 65 // errno and text
 	KindCreated = 66 // State
 	KindStateIs = 67 // State
 	KindExit    = 68 // State
+
+	KindOut    = 69 // bytes of standard output, or of the terminal
+	KindErrOut = 70 // bytes of standard error
+	KindOutEnd = 71 // empty; the last frame: all output was given.
+	KindSlow   = 72 // empty; the last frame: the client did not keep up.
 )
+
+// MaxChunk bounds the bytes of one frame of a stream.
+const MaxChunk = 32 << 10
 
 // ErrMalformed is returned for bytes that no encoder here could have written.
 var ErrMalformed = errors.New("malformed message")
@@ -73,7 +91,14 @@ type State struct {
 	Started    bool
 	Exited     bool
 	WaitStatus uint32 // wait(2) status, when Exited
+	Abilities  uint32 // of the shim, as Can bits
 }
+
+// What a shim can do beside what the first ones could.
+const (
+	CanKeepMore = 1 << 0 // it keeps more containers than its first
+	CanRun      = 1 << 1 // it was handed a runtime
+)
 
 // Append appends the encoding of s.
 func (s *State) Append(b []byte) []byte {
@@ -81,13 +106,14 @@ func (s *State) Append(b []byte) []byte {
 	b = appendUint(b, s.StartTicks)
 	b = appendBool(b, s.Started)
 	b = appendBool(b, s.Exited)
-	return appendUint(b, uint64(s.WaitStatus))
+	b = appendUint(b, uint64(s.WaitStatus))
+	return appendUint(b, uint64(s.Abilities))
 }
 
 // ParseState decodes a State.
 func ParseState(b []byte) (State, error) {
 	r := reader{b: b}
-	s := State{Pid: int(int32(r.uint())), StartTicks: r.uint(), Started: r.bool(), Exited: r.bool(), WaitStatus: uint32(r.uint())}
+	s := State{Pid: int(int32(r.uint())), StartTicks: r.uint(), Started: r.bool(), Exited: r.bool(), WaitStatus: uint32(r.uint()), Abilities: uint32(r.uint())}
 	return s, r.err
 }
 
@@ -111,6 +137,18 @@ func ParseUint32(b []byte) (uint32, error) {
 	r := reader{b: b}
 	v := uint32(r.uint())
 	return v, r.err
+}
+
+// AppendSize appends the payload of a Resize frame.
+func AppendSize(b []byte, rows, columns uint16) []byte {
+	return appendUint(appendUint(b, uint64(rows)), uint64(columns))
+}
+
+// ParseSize decodes the payload of a Resize frame.
+func ParseSize(b []byte) (rows, columns uint16, err error) {
+	r := reader{b: b}
+	rows, columns = uint16(r.uint()), uint16(r.uint())
+	return rows, columns, r.err
 }
 
 // A reader takes fields off b. After the first error all fields are zero. Fields missing at the

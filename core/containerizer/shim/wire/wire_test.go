@@ -15,6 +15,7 @@ var spec = wire.Spec{
 	EnterFiles: []string{"/x/tasks"}, LeaveFiles: []string{"/y/tasks", "/z/tasks"},
 	AwaitReady: true, Stage: []byte{1, 2, 3},
 	Runtime: wire.Runtime{Argv: []string{"runc"}, Env: []string{"PATH=/bin"}, PidFile: "/p"},
+	Streams: wire.StreamsTerminal, Rows: 1<<16 - 1, Columns: 80,
 }
 
 var stage = wire.Stage{
@@ -35,7 +36,7 @@ func TestMessagesComeBackAsTheyWere(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(*gotStage, stage) {
 		t.Errorf("ParseStage = %+v, %v; want %+v", gotStage, err, stage)
 	}
-	state := wire.State{Pid: 1 << 22, StartTicks: ^uint64(0), Started: true, Exited: true, WaitStatus: 0xffffffff}
+	state := wire.State{Pid: 1 << 22, StartTicks: ^uint64(0), Started: true, Exited: true, WaitStatus: 0xffffffff, Abilities: wire.CanRun}
 	gotState, err := wire.ParseState(state.Append(nil))
 	if err != nil || gotState != state {
 		t.Errorf("ParseState = %+v, %v; want %+v", gotState, err, state)
@@ -43,6 +44,10 @@ func TestMessagesComeBackAsTheyWere(t *testing.T) {
 	errno, text, err := wire.ParseError(wire.AppendError(nil, 2, "no"))
 	if errno != 2 || text != "no" || err != nil {
 		t.Errorf("ParseError = %d, %q, %v", errno, text, err)
+	}
+	rows, columns, err := wire.ParseSize(wire.AppendSize(nil, 65535, 80))
+	if rows != 65535 || columns != 80 || err != nil {
+		t.Errorf("ParseSize = %d, %d, %v", rows, columns, err)
 	}
 	frame := wire.AppendFrame(nil, wire.KindSignal, 1<<31, wire.AppendUint32(nil, 9))
 	n, kind, id, err := wire.Header(frame)
@@ -86,6 +91,7 @@ func TestNoInputPanics(t *testing.T) {
 		_, _ = wire.ParseState(b)
 		_, _, _ = wire.ParseError(b)
 		_, _ = wire.ParseUint32(b)
+		_, _, _ = wire.ParseSize(b)
 		_, _, _, _ = wire.Header(b)
 	}
 	for _, whole := range [][]byte{spec.Append(nil), stage.Append(nil)} {

@@ -1,0 +1,95 @@
+package supervise
+
+import (
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mosaic-cluster/mosaic/core/containerizer/shim/wire"
+)
+
+// openTerminal makes a terminal, keeps its master and returns the other end.
+func (st *streams) openTerminal() (slave int, err error) {
+	master, err := syscall.Open("/dev/ptmx", syscall.O_RDWR|syscall.O_NOCTTY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fail("open", "/dev/ptmx", err)
+	}
+	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
+		_ = syscall.Close(master)
+		return -1, fail("unlock terminal", "", err)
+	}
+	// By the master itself: the name that it has in its own file system may be another's here.
+	peer, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, syscall.O_RDWR|syscall.O_NOCTTY|syscall.O_CLOEXEC)
+	if errno != 0 {
+		_ = syscall.Close(master)
+		return -1, fail("open terminal", "", errno)
+	}
+	slave = int(peer)
+	st.c.own(slave, -1) // its group stays that of terminals
+	if err := st.useTerminal(master); err != nil {
+		_ = syscall.Close(slave)
+		return -1, err
+	}
+	return slave, nil
+}
+
+// useTerminal takes a terminal's master for input and output.
+func (st *streams) useTerminal(master int) error {
+	in, err := unix.FcntlInt(uintptr(master), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		_ = syscall.Close(master)
+		return fail("keep terminal", "", err)
+	}
+	_ = syscall.SetNonblock(master, true)
+	st.in, st.out[0].fd = in, master
+	spec := st.c.spec
+	rows, columns := spec.Rows, spec.Columns
+	if rows == 0 || columns == 0 {
+		rows, columns = 24, 80
+	}
+	return st.resize(rows, columns)
+}
+
+func (st *streams) resize(rows, columns uint16) error {
+	if err := unix.IoctlSetWinsize(st.in, unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: columns}); err != nil {
+		return fail("set size of terminal", "", err)
+	}
+	return nil
+}
+
+// readConsole receives the terminal that a runtime has made: first its connection, then the descriptor on it.
+func (c *container) readConsole() {
+	if !c.accepted {
+		fd, _, err := syscall.Accept4(c.console, syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK)
+		if err != nil {
+			return
+		}
+		closeFD(&c.console)
+		c.console, c.accepted = fd, true
+		_ = syscall.Unlink(c.spec.RunDir + "/" + wire.ConsoleName)
+	}
+	name, rights := make([]byte, 512), make([]byte, syscall.CmsgSpace(4))
+	_, n, _, _, err := syscall.Recvmsg(c.console, name, rights, syscall.MSG_CMSG_CLOEXEC)
+	if err == syscall.EAGAIN || err == syscall.EINTR {
+		return
+	}
+	closeFD(&c.console)
+	if err != nil {
+		return
+	}
+	messages, err := syscall.ParseSocketControlMessage(rights[:n])
+	if err != nil || len(messages) != 1 {
+		return
+	}
+	fds, err := syscall.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return
+	}
+	if c.streams.out[0].fd >= 0 || c.streams.out[0].done {
+		_ = syscall.Close(fds[0])
+		return
+	}
+	if err := c.streams.useTerminal(fds[0]); err != nil {
+		c.streams.finished(0)
+	}
+}
