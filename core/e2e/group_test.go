@@ -63,10 +63,8 @@ until [ "$(python3 -c 'import urllib.request as u; print(u.urlopen("http://127.0
 cat shared/file; echo reached > shared/reached; until [ -e shared/fail ]; do sleep 0.1; done; exit 4`))
 		p.accept(o, groupOf(p, name, server, client))
 		running := map[string]object{}
-		for len(running) < 2 {
-			e := p.await("UPDATE", func(e object) bool { return dig(e, "update", "status", "state") == "TASK_RUNNING" })
-			s := dig(e, "update", "status").(object)
-			running[dig(s, "task_id", "value").(string)] = s
+		for _, id := range []string{"server", "client"} {
+			running[id] = p.state(id, "TASK_RUNNING")
 		}
 		// Both in containers of their own, within the executor's.
 		a, b := running["server"], running["client"]
@@ -130,9 +128,8 @@ func TestATaskGroupSurvivesTheAgent(t *testing.T) {
 	p := subscribe(ctx, t, c.Master, mediaJSON, "groups", nil)
 	o := p.offer(1, nil)
 	p.accept(o, groupOf(p, "pod", taskOf(o, "one", "echo $$ > pid; until [ -e go ]; do sleep 0.1; done; exit 3"), taskOf(o, "two", "echo $$ > pid; sleep 1000")))
-	for range 2 {
-		p.await("UPDATE", func(e object) bool { return dig(e, "update", "status", "state") == "TASK_RUNNING" })
-	}
+	p.state("one", "TASK_RUNNING")
+	p.state("two", "TASK_RUNNING")
 	sandbox := func(task string) string {
 		found, err := filepath.Glob(filepath.Join(c.Dir, "agent/slaves/*/frameworks/*/executors/pod/runs/latest/tasks", task))
 		if err != nil || len(found) != 1 {
@@ -222,9 +219,8 @@ func TestExecIntoATaskOfAGroupWithATerminal(t *testing.T) {
 	p := subscribe(ctx, t, c.Master, mediaJSON, "groups", nil)
 	o := p.offer(1, nil)
 	p.accept(o, groupOf(p, "pod", taskOf(o, "inside", "echo here > mark; sleep 1000"), taskOf(o, "beside", "sleep 1000")))
-	for range 2 {
-		p.await("UPDATE", func(e object) bool { return dig(e, "update", "status", "state") == "TASK_RUNNING" })
-	}
+	p.state("inside", "TASK_RUNNING")
+	p.state("beside", "TASK_RUNNING")
 	cmd := c.Command(ctx, "task", "exec", "-i", "-t", "inside", "--", "/bin/sh")
 	terminal, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 20, Cols: 70})
 	if err != nil {

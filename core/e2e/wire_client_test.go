@@ -84,7 +84,8 @@ type peer struct {
 	executor  any
 	events    chan object
 	body      io.Closer
-	quiet     bool // what is sent now is no test's subject
+	quiet     bool     // what is sent now is no test's subject
+	statuses  []object // all statuses that came with an UPDATE
 }
 
 func newPeer(ctx context.Context, t *testing.T, api *wireAPI, addr, media string) *peer {
@@ -269,6 +270,9 @@ func (p *peer) react(e object, awaited bool) {
 	}
 	p.quiet = true
 	defer func() { p.quiet = false }()
+	if e["type"] == "UPDATE" {
+		p.statuses = append(p.statuses, dig(e, "update", "status").(object))
+	}
 	switch status := dig(e, "update", "status"); {
 	case e["type"] == "OFFERS" && !awaited:
 		p.decline(e)
@@ -395,18 +399,23 @@ func launchOf(tasks ...object) object {
 	return object{"type": "LAUNCH", "launch": object{"task_infos": list}}
 }
 
-// state awaits an update that says a task is in a state.
+// state awaits an update that says a task is in a state. One that has come already will do.
 func (p *peer) state(task, state string) object {
 	p.t.Helper()
-	e := p.await("UPDATE", func(e object) bool {
-		s := dig(e, "update", "status")
+	for n := 0; ; n++ {
+		for n >= len(p.statuses) {
+			p.await("UPDATE", nil)
+		}
+		s := p.statuses[n]
 		if dig(s, "task_id", "value") != task {
-			return false
+			continue
 		}
-		if got := dig(s, "state"); got != state && got != "TASK_STARTING" && got != "TASK_RUNNING" && got != "TASK_KILLING" {
-			p.t.Fatalf("task %s is %v (%v %v), want %s", task, got, dig(s, "reason"), dig(s, "message"), state)
+		switch got := s["state"]; got {
+		case state:
+			return s
+		case "TASK_STARTING", "TASK_RUNNING", "TASK_KILLING":
+		default:
+			p.t.Fatalf("task %s is %v (%v %v), want %s; all: %v", task, got, s["reason"], s["message"], state, p.statuses)
 		}
-		return dig(s, "state") == state
-	})
-	return dig(e, "update", "status").(object)
+	}
 }
