@@ -23,6 +23,14 @@ func main() {
 		fmt.Println(time.Now().UnixNano())
 		return
 	}
+	// As an executor, it says of its tasks that they run.
+	if len(os.Args) > 1 && os.Args[1] == "talk" {
+		if err := talk(); err != nil {
+			fmt.Fprintln(os.Stderr, "talk:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	rows := flag.String("rows", "", "only rows whose names contain this")
 	composition := flag.String("composition", "", "HCL file to run the agent with, instead of the default modules")
 	flag.Parse()
@@ -106,7 +114,7 @@ func run(only, composition string) error {
 		}
 	}
 	b := &bench{composition: string(text), ctx: ctx, dir: dir, bin: binDir(), floor: f, report: rep}
-	for _, step := range []func() error{b.idle, b.launches, b.many, b.memory, b.moduleRestart, b.moduleCall, b.coldStart, b.placements} {
+	for _, step := range []func() error{b.idle, b.launches, b.many, b.memory, b.moduleRestart, b.moduleCall, b.coldStart, b.placements, b.updates} {
 		if err := step(); err != nil {
 			return err
 		}
