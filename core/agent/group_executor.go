@@ -213,7 +213,7 @@ func (a *Agent) settleGroups(c *change, e *executor) {
 	if e.launched {
 		status := int32(-1)
 		switch {
-		case e.idle:
+		case e.idle && e.end.GetReason() == "":
 			status = 0 // it did what it was for; how it was ended is nobody's concern
 		case e.end != nil && e.end.WaitStatus != nil:
 			status = e.end.GetWaitStatus()
@@ -256,15 +256,24 @@ func unexplained(end *containerTermination) bool {
 		syscall.WaitStatus(end.GetWaitStatus()).Signal() == syscall.SIGKILL
 }
 
-// endOf returns how the container of e ended, or nil if it goes on.
-func (a *Agent) endOf(ctx context.Context, e *executor) *containerTermination {
+// endAbove returns how the container around that of e ended, if it did and e's may have ended with it.
+func (a *Agent) endAbove(ctx context.Context, e *executor, end *containerTermination) *containerTermination {
+	if e.parent == nil || !unexplained(end) {
+		return nil
+	}
+	a.mu.Lock()
+	wanted := !e.command.kill.IsZero() || e.command.expired || e.destroying
+	a.mu.Unlock()
+	if wanted {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, aboveTimeout)
 	defer cancel()
-	end, err := a.ctzr.Wait(ctx, string(e.container))
+	around, err := a.ctzr.Wait(ctx, string(e.parent.container))
 	if err != nil {
 		return nil
 	}
-	return end
+	return around
 }
 
 // taskOutcome is the terminal status of e's task. A task of a group that nobody wanted to end and that ended with its

@@ -92,7 +92,7 @@ func TestCrashAtEveryWriteOfAGroupLosesNothing(t *testing.T) {
 			in(t, func(t *testing.T, w *world) { crashed = crashGroupAt(t, w, n, n%5+1) })
 		})
 		if !crashed || t.Failed() {
-			if n < 15 {
+			if n < 8 { // as above
 				t.Errorf("the scenario made only %d writes, want more to crash at", n)
 			}
 			return

@@ -265,10 +265,7 @@ func (a *Agent) await(e *executor) {
 		} else if end == nil {
 			err = fmt.Errorf("wait for container %s: no result", e.container)
 		}
-		var above *containerTermination
-		if e.parent != nil && unexplained(end) {
-			above = a.endOf(ctx, e.parent)
-		}
+		above := a.endAbove(ctx, e, end)
 		a.decide(func(c *change) {
 			e.above = above
 			a.ended(c, e, end, err)

@@ -10,7 +10,9 @@ import (
 // agent is what the allocator knows of an agent.
 type agent struct {
 	id       string
-	place    int // in Allocator.agentList
+	hash     uint64 // of the id
+	turn     uint64 // in the cycle: lower comes first
+	place    int    // in Allocator.agentList
 	hostname string
 	region   string
 	info     *mesosv1.AgentInfo // not changed after AddAgent
@@ -85,6 +87,7 @@ func (a *Allocator) AddAgent(id string, info *mesosv1.AgentInfo, capabilities []
 	a.RemoveAgent(id)
 	ag := &agent{
 		id:       id,
+		hash:     hash(id),
 		place:    len(a.agentList),
 		hostname: info.GetHostname(),
 		info:     info,
@@ -112,6 +115,15 @@ func (a *Allocator) AddAgent(id string, info *mesosv1.AgentInfo, capabilities []
 		a.charge(ag, fw, fw.withRole(used[frameworkID]))
 	}
 	a.setTotal(ag, total)
+}
+
+// hash is FNV-1a.
+func hash(s string) uint64 {
+	h := uint64(14695981039346656037)
+	for i := range len(s) {
+		h = (h ^ uint64(s[i])) * 1099511628211
+	}
+	return h
 }
 
 // RemoveAgent takes an agent away with all that frameworks have on it.

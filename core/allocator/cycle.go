@@ -31,7 +31,6 @@ func (a *Allocator) Allocate(now time.Time) []Offer {
 	if len(agents) == 0 || len(a.root.children) == 0 {
 		return nil
 	}
-	a.random.Shuffle(len(agents), func(i, j int) { agents[i], agents[j] = agents[j], agents[i] })
 
 	c := &cycle{Allocator: a}
 	if a.quotas > 0 {
@@ -52,7 +51,9 @@ func (a *Allocator) Allocate(now time.Time) []Offer {
 	return c.offers
 }
 
-// candidates returns the agents to look at, and notes that they are being looked at.
+// candidates returns the agents to look at, in random order, and notes that they are being looked
+// at. The order is a matter of their ids and of the cycle only: neither when they were added nor
+// what happened to them counts.
 func (a *Allocator) candidates() []*agent {
 	// What was kept back for quota may be free to go once anything has moved anywhere.
 	if a.moved {
@@ -71,9 +72,26 @@ func (a *Allocator) candidates() []*agent {
 		}
 	}
 	a.dirty = a.dirty[:0]
-	// Several filters may have ended at the same time, in any order.
-	slices.SortFunc(out, func(x, y *agent) int { return cmp.Compare(x.place, y.place) })
+	salt := a.random.Uint64()
+	for _, ag := range out {
+		ag.turn = mix(ag.hash ^ salt)
+	}
+	slices.SortFunc(out, func(x, y *agent) int {
+		if x.turn != y.turn {
+			return cmp.Compare(x.turn, y.turn)
+		}
+		return cmp.Compare(x.id, y.id)
+	})
 	return out
+}
+
+// mix spreads the bits of a number over all of it.
+//
+// Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
+func mix(x uint64) uint64 {
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
 }
 
 type offerKey struct {

@@ -3,7 +3,9 @@ package allocator
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -25,9 +27,19 @@ type history struct {
 	withShared bool
 }
 
+// maxPopulation keeps long histories from growing without end.
+const maxPopulation = 25
+
 func newHistory(seed uint64, withQuota, withShared bool) *history {
+	o := Options{Seed: seed, Region: "home"}
+	if seed%5 == 0 {
+		o.RoleSorter = Random
+	}
+	if seed%7 == 0 {
+		o.FrameworkSorter = Random
+	}
 	return &history{
-		Allocator: New(Options{Seed: seed}), random: rand.New(rand.NewPCG(seed, 1)), now: epoch,
+		Allocator: New(o), random: rand.New(rand.NewPCG(seed, 1)), now: epoch,
 		withQuota: withQuota, withShared: withShared,
 	}
 }
@@ -67,6 +79,7 @@ func (h *history) info() *mesosv1.FrameworkInfo {
 	for _, c := range []mesosv1.FrameworkInfo_Capability_Type{
 		mesosv1.FrameworkInfo_Capability_GPU_RESOURCES, mesosv1.FrameworkInfo_Capability_REVOCABLE_RESOURCES,
 		mesosv1.FrameworkInfo_Capability_RESERVATION_REFINEMENT, mesosv1.FrameworkInfo_Capability_SHARED_RESOURCES,
+		mesosv1.FrameworkInfo_Capability_REGION_AWARE,
 	} {
 		if h.random.IntN(2) == 0 {
 			caps = append(caps, c)
@@ -119,13 +132,17 @@ func (h *history) step() (made []Offer) {
 		case 1:
 			filters = &mesosv1.Filters{RefuseSeconds: ptr(float64(r.IntN(20)))}
 		}
+		if r.IntN(12) == 0 {
+			h.ExpireOffer(o.FrameworkID, o.AgentID, back, h.now, 10*time.Second)
+			break
+		}
 		h.RecoverResources(o.FrameworkID, o.AgentID, back, filters, h.now)
-	case n < 68:
+	case n < 68 && len(h.frameworks) < maxPopulation:
 		h.next++
 		id := fmt.Sprintf("f%d", h.next)
 		h.frameworks = append(h.frameworks, id)
 		h.AddFramework(id, h.info(), nil, r.IntN(10) > 0)
-	case n < 74 || n < 76 && len(h.agents) < 5:
+	case n >= 62 && n < 74 && len(h.agents) < maxPopulation || n < 76 && len(h.agents) < 5:
 		h.next++
 		id := fmt.Sprintf("s%d", h.next)
 		h.agents = append(h.agents, id)
@@ -137,7 +154,12 @@ func (h *history) step() (made []Offer) {
 			used = map[string]resources.Set{fw: part.Allocate(role)}
 			h.offers = append(h.offers, Offer{FrameworkID: fw, Role: role, AgentID: id, Resources: part.Allocate(role)})
 		}
-		h.AddAgent(id, &mesosv1.AgentInfo{Hostname: ptr(id)}, agentCapabilities, total, used)
+		info := &mesosv1.AgentInfo{Hostname: ptr(id)}
+		if r.IntN(5) == 0 {
+			info.Domain = &mesosv1.DomainInfo{FaultDomain: &mesosv1.DomainInfo_FaultDomain{
+				Region: &mesosv1.DomainInfo_FaultDomain_RegionInfo{Name: ptr(pick(r, []string{"home", "moon"}))}}}
+		}
+		h.AddAgent(id, info, agentCapabilities, total, used)
 	case n < 77 && len(h.agents) > 4:
 		i := r.IntN(len(h.agents))
 		id := h.agents[i]
@@ -171,6 +193,21 @@ func (h *history) step() (made []Offer) {
 				total = total.Add(h.set("cpus{REV}:7").NonShared())
 			}
 			h.UpdateAgentTotal(id, total)
+		}
+	case n < 95 && r.IntN(3) == 0:
+		switch r.IntN(4) {
+		case 0:
+			h.Pause(h.now.Add(time.Duration(r.IntN(5)) * time.Second))
+		case 1:
+			h.Resume()
+		case 2:
+			h.Answered(framework(), h.now)
+		default:
+			if r.IntN(4) > 0 || len(h.agents) == 0 {
+				h.SetWhitelist(nil)
+			} else {
+				h.SetWhitelist(h.agents[:len(h.agents)/2+1])
+			}
 		}
 	case n < 95:
 		h.SetWeight(pick(r, historyRoles), float64(1+r.IntN(3)))
@@ -211,66 +248,202 @@ func histories(t *testing.T, run func(t *testing.T, seed uint64)) {
 	}
 }
 
-func TestBooksBalanceOverRandomHistories(t *testing.T) {
-	histories(t, func(t *testing.T, seed uint64) {
-		h := newHistory(seed, seed%2 == 0, true)
-		offered := 0
-		for i := range 2000 {
-			limits := map[*top]vector{}
-			for _, tp := range h.tops {
-				limits[tp] = append(vector{}, tp.used...)
-			}
-			made := h.step()
-			offered += len(made)
+// live makes steps of a history and checks what must hold after each. How often everything is
+// recounted is the caller's: it costs more than the step.
+func (h *history) live(t *testing.T, steps, recount int) (offered int) {
+	t.Helper()
+	consumed := map[*top]vector{}
+	for i := range steps {
+		clear(consumed)
+		for _, tp := range h.tops {
+			consumed[tp] = slices.Clone(tp.used)
+		}
+		made := h.step()
+		offered += len(made)
+		if i%recount == 0 {
 			checkBooks(t, h.Allocator)
-			seen := map[string]bool{}
-			for _, o := range made {
-				key := o.FrameworkID + " " + o.Role + " " + o.AgentID
-				if seen[key] {
-					t.Fatalf("step %d: two offers to %s in one cycle", i, key)
-				}
-				seen[key] = true
-				ag := h.Allocator.agents[o.AgentID]
-				// The revocable total may have shrunk below what is had; nothing else ever does here.
-				if !ag.total.Contains(ag.allocated.NonRevocable()) {
-					t.Fatalf("step %d: agent %s has %s, and %s is given away", i, ag.id, ag.total, ag.allocated)
+			h.checkReserve(t)
+		}
+		seen := map[string]bool{}
+		for _, o := range made {
+			key := o.FrameworkID + " " + o.Role + " " + o.AgentID
+			if seen[key] {
+				t.Fatalf("step %d: two offers to %s in one cycle", i, key)
+			}
+			seen[key] = true
+			h.checkAgent(t, i, o.AgentID)
+		}
+		if len(made) == 0 {
+			continue
+		}
+		for _, tp := range h.tops {
+			for j := range tp.limit {
+				if grown := tp.used.get(j) > consumed[tp].get(j); grown && tp.limit[j] != unlimited && tp.consumed(j) > tp.limit[j] {
+					t.Fatalf("step %d: role %s grew to %d of resource %d, its limit is %d", i, tp.name, tp.consumed(j), j, tp.limit[j])
 				}
 			}
-			if len(made) == 0 {
+		}
+		h.checkGuarantees(t, i)
+		if i%recount == 0 {
+			h.checkNothingLeft(t, i)
+		}
+	}
+	return offered
+}
+
+// checkAgent compares what the allocator says is given away of an agent with what was given away.
+func (h *history) checkAgent(t *testing.T, step int, id string) {
+	t.Helper()
+	ag := h.Allocator.agents[id]
+	var out resources.Set
+	for _, o := range h.offers {
+		if o.AgentID == id {
+			out = out.Add(o.Resources.NonShared().Unallocate())
+		}
+	}
+	if !out.Equal(ag.allocated) {
+		t.Fatalf("step %d: agent %s: %s is out, the allocator thinks %s", step, id, out, ag.allocated)
+	}
+	// The revocable total may have shrunk below what is had; nothing else ever does here.
+	if !ag.total.Contains(out.NonRevocable()) {
+		t.Fatalf("step %d: agent %s has %s, and %s is given away", step, id, ag.total, out)
+	}
+}
+
+// checkGuarantees says whether a guarantee is unmet though what it lacks is free, and someone is
+// there to take it, right after an allocation: guarantees are met within one round.
+func (h *history) checkGuarantees(t *testing.T, step int) {
+	t.Helper()
+	for _, tp := range h.tops {
+		for i := range tp.guarantee {
+			if tp.unmet(i) < 10 { // less is never offered
 				continue
 			}
-			for _, tp := range h.tops {
-				for j := range tp.limit {
-					if grown := tp.used.get(j) > limits[tp].get(j); grown && tp.limit[j] != unlimited && tp.consumed(j) > tp.limit[j] {
-						t.Fatalf("step %d: role %s grew to %d of resource %d, its limit is %d", i, tp.name, tp.consumed(j), j, tp.limit[j])
+			for _, cl := range h.clients {
+				if cl == nil || !cl.listed || cl.role.top != tp || cl.framework.trial != nil {
+					continue
+				}
+				for _, ag := range h.agentList {
+					if !h.candidate(ag) {
+						continue
+					}
+					free := ag.free.AllocatableTo(cl.role.name)
+					if whole, ok := h.offerable(ag, cl, free); ok && h.scalars(countedForQuota(whole)).get(i) >= 10 && tp.room(i) >= 10 &&
+						h.wanted(ag, cl, whole.Named("cpus").Unreserved().NonRevocable().Limit(func(*resources.Entry) int64 { return min(tp.unmet(i), tp.room(i)) })) {
+						t.Fatalf("step %d: role %s lacks %d of its guarantee, and %s of agent %s is free for framework %s",
+							step, tp.name, tp.unmet(i), free, ag.id, cl.framework.id)
 					}
 				}
 			}
 		}
-		if offered < 200 {
-			t.Errorf("%d offers in the whole history, want more for it to mean anything", offered)
+	}
+}
+
+// checkNothingLeft says whether an allocation has left anything that a framework could have been
+// given, by looking at every agent for every framework.
+func (h *history) checkNothingLeft(t *testing.T, step int) {
+	t.Helper()
+	var room *headroom
+	if h.quotas > 0 {
+		room = h.newHeadroom()
+	}
+	for _, ag := range h.agentList {
+		if !h.candidate(ag) {
+			continue
 		}
-		// All that is out comes back: then everything is free.
-		for _, o := range h.offers {
-			h.RecoverResources(o.FrameworkID, o.AgentID, o.Resources, nil, h.now)
-		}
-		checkBooks(t, h.Allocator)
-		for _, ag := range h.agentList {
-			if !ag.free.Equal(ag.total.NonShared()) {
-				t.Errorf("agent %s: free is %s, want all of %s", ag.id, ag.free, ag.total)
+		for _, cl := range h.clients {
+			if cl == nil || !cl.listed || cl.framework.trial != nil && cl.framework.trial != ag {
+				continue
+			}
+			s, ok := h.offerable(ag, cl, ag.free.AllocatableTo(cl.role.name))
+			if !ok {
+				continue
+			}
+			if s = s.NonShared(); room != nil {
+				s, _ = h.chop(room, cl.role.top, s)
+			}
+			if !s.Empty() && h.wanted(ag, cl, s) {
+				t.Fatalf("step %d: %s of agent %s was left, though %s would have it in %s", step, s, ag.id, cl.framework.id, cl.role.name)
 			}
 		}
-		for _, id := range h.frameworks {
-			h.RemoveFramework(id)
+	}
+}
+
+// checkReserve compares what is counted as free with what is.
+func (h *history) checkReserve(t *testing.T) {
+	t.Helper()
+	var want vector
+	for _, ag := range h.agentList {
+		if h.candidate(ag) {
+			want.add(h.scalars(countedForQuota(ag.free)), 1)
 		}
-		for _, id := range h.agents {
-			h.RemoveAgent(id)
+	}
+	got := h.newHeadroom().available
+	for i := range max(len(got), len(want)) {
+		if got.get(i) != want.get(i) {
+			t.Fatalf("free and not reserved: counted %v, recounted %v", got, want)
 		}
-		checkBooks(t, h.Allocator)
-		if len(h.roles) != 0 || len(h.Allocator.frameworks) != 0 || len(h.filters) != 0 || len(h.freeIndex) != len(h.clients) {
-			t.Errorf("left behind: %d roles, %d frameworks, %d filters, %d clients", len(h.roles), len(h.Allocator.frameworks), len(h.filters), len(h.clients)-len(h.freeIndex))
+	}
+}
+
+func TestBooksBalanceOverRandomHistories(t *testing.T) {
+	histories(t, func(t *testing.T, seed uint64) {
+		h := newHistory(seed, seed%2 == 0, true)
+		if offered := h.live(t, 2000, 1); offered < 200 {
+			t.Errorf("%d offers in the whole history, want more for it to mean anything", offered)
 		}
+		h.end(t)
 	})
+}
+
+// One long history: MOSAIC_HISTORY_EVENTS says how long, ten thousand events if it is not set.
+func TestBooksBalanceOverALongHistory(t *testing.T) {
+	events := 10_000
+	if text := os.Getenv("MOSAIC_HISTORY_EVENTS"); text != "" {
+		var err error
+		if events, err = strconv.Atoi(text); err != nil {
+			t.Fatalf("MOSAIC_HISTORY_EVENTS: %v", err)
+		}
+	}
+	seed := uint64(time.Now().UnixNano())
+	if text := os.Getenv("MOSAIC_HISTORY_SEED"); text != "" {
+		var err error
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatalf("MOSAIC_HISTORY_SEED: %v", err)
+		}
+	}
+	t.Logf("seed %d, %d events", seed, events)
+	h := newHistory(seed, true, true)
+	if offered := h.live(t, events, 10); offered < events/10 {
+		t.Errorf("seed %d: %d offers in the whole history, want more for it to mean anything", seed, offered)
+	}
+	h.end(t)
+}
+
+// end brings back all that is out: then everything is free, and nothing is left behind.
+func (h *history) end(t *testing.T) {
+	t.Helper()
+	for _, o := range h.offers {
+		h.RecoverResources(o.FrameworkID, o.AgentID, o.Resources, nil, h.now)
+	}
+	checkBooks(t, h.Allocator)
+	for _, ag := range h.agentList {
+		if !ag.free.Equal(ag.total.NonShared()) {
+			t.Errorf("agent %s: free is %s, want all of %s", ag.id, ag.free, ag.total)
+		}
+	}
+	for _, id := range h.frameworks {
+		h.RemoveFramework(id)
+	}
+	for _, id := range h.agents {
+		h.RemoveAgent(id)
+	}
+	checkBooks(t, h.Allocator)
+	if len(h.roles) != 0 || len(h.Allocator.frameworks) != 0 || len(h.filters) != 0 || len(h.freeIndex) != len(h.clients) ||
+		len(h.aside) != 0 || len(h.yielders) != 0 {
+		t.Errorf("left behind: %d roles, %d frameworks, %d filters, %d clients, %d aside, %d yielding", len(h.roles), len(h.Allocator.frameworks),
+			len(h.filters), len(h.clients)-len(h.freeIndex), len(h.aside), len(h.yielders))
+	}
 }
 
 // Looking at dirty agents only must not miss anything: what a cycle leaves, a cycle that

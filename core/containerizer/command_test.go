@@ -244,7 +244,7 @@ func TestSandboxIsMadeWithoutFollowingAnything(t *testing.T) {
 	dir := t.TempDir()
 	outside := filepath.Join(dir, "outside")
 	sandbox := filepath.Join(dir, "a/b/sandbox")
-	if err := c.makeSandbox(sandbox, launcher.User{}); err != nil {
+	if err := c.makeSandbox(&containerv1.Container{Sandbox: sandbox}, launcher.User{}); err != nil {
 		t.Fatalf("makeSandbox: %v", err)
 	}
 	if info, err := os.Stat(sandbox); err != nil || info.Mode().Perm() != 0o750 {
@@ -256,7 +256,7 @@ func TestSandboxIsMadeWithoutFollowingAnything(t *testing.T) {
 	if err := os.Symlink(outside, filepath.Join(sandbox, "stdout")); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.makeSandbox(sandbox, launcher.User{}); err == nil {
+	if err := c.makeSandbox(&containerv1.Container{Sandbox: sandbox}, launcher.User{}); err == nil {
 		t.Error("makeSandbox over a link: got no error, want one")
 	}
 	if _, err := os.Lstat(outside); !errors.Is(err, os.ErrNotExist) {
@@ -265,7 +265,7 @@ func TestSandboxIsMadeWithoutFollowingAnything(t *testing.T) {
 	if err := os.Symlink(dir, filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.makeSandbox(filepath.Join(dir, "link"), launcher.User{}); err == nil {
+	if err := c.makeSandbox(&containerv1.Container{Sandbox: filepath.Join(dir, "link")}, launcher.User{}); err == nil {
 		t.Error("makeSandbox at a link: got no error, want one")
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"google.golang.org/protobuf/proto"
 
@@ -173,6 +174,9 @@ func namespacesOf(ct *container) (*namespaces, error) {
 			return n, fmt.Errorf("namespaces of container %s: %w", ct.id, err)
 		}
 		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", pid, kind.name))
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			return n, fmt.Errorf("container %s: %w", ct.id, ErrNotRunning)
+		}
 		if err != nil {
 			return n, fmt.Errorf("namespaces of container %s: %w", ct.id, err)
 		}

@@ -51,6 +51,7 @@ type process struct {
 	cgroup  *containerv1.CgroupResources
 	stuck   bool // Destroy fails
 	blind   bool // nobody knows the status
+	streams *fakeStreams
 }
 
 func newMachine(t *testing.T) *machine {
@@ -227,6 +228,9 @@ func (l *fakeLauncher) Create(_ context.Context, r *launcher.Request) (launcher.
 	}
 	l.m.nextPid++
 	p := &process{id: id, pid: l.m.nextPid, ticks: uint64(l.m.nextPid) * 7, ended: make(chan struct{}), request: r, cgroup: r.Proposal.GetCgroup()}
+	if r.Streams != containerv1.Container_FILES {
+		p.streams = newFakeStreams()
+	}
 	l.m.processes[id] = p
 	return &fakeHandle{l: l, p: p}, nil
 }

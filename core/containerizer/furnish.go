@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mosaic-cluster/mosaic/core/containerizer/fetcher"
@@ -75,7 +73,7 @@ func (c *Containerizer) fill(ctx context.Context, spec *containerv1.Container, r
 		return err
 	}
 	*who = user
-	if err := c.makeSandbox(spec.GetSandbox(), user); err != nil {
+	if err := c.makeSandbox(spec, user); err != nil {
 		return fmt.Errorf("make sandbox: %w", err)
 	}
 	if err := c.handOver(spec, user, imageOf(spec) == ""); err != nil {
@@ -96,41 +94,6 @@ func (c *Containerizer) fill(ctx context.Context, spec *containerv1.Container, r
 	defer cancel()
 	if err := c.cfg.Fetcher.Fetch(ctx, r); err != nil {
 		return fmt.Errorf("fetch: %w", err)
-	}
-	return nil
-}
-
-// makeSandbox makes the sandbox, readable for the user alone, with the two files that take the output. Nothing in it
-// is followed: a sandbox that exists may hold what an earlier container put there.
-func (c *Containerizer) makeSandbox(dir string, user launcher.User) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return err
-	}
-	if err := os.Mkdir(dir, 0o750); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	d, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_RDONLY, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: dir, Err: err}
-	}
-	defer unix.Close(d)
-	for _, name := range []string{"stdout", "stderr"} {
-		f, err := unix.Openat(d, name, unix.O_CREAT|unix.O_WRONLY|unix.O_APPEND|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0o644)
-		if err != nil {
-			return &os.PathError{Op: "create", Path: filepath.Join(dir, name), Err: err}
-		}
-		if c.cfg.SwitchUser {
-			err = unix.Fchown(f, int(user.UID), int(user.GID))
-		}
-		unix.Close(f)
-		if err != nil {
-			return &os.PathError{Op: "chown", Path: filepath.Join(dir, name), Err: err}
-		}
-	}
-	if c.cfg.SwitchUser {
-		if err := unix.Fchown(d, int(user.UID), int(user.GID)); err != nil {
-			return &os.PathError{Op: "chown", Path: dir, Err: err}
-		}
 	}
 	return nil
 }

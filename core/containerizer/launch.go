@@ -65,6 +65,9 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 	if err != nil {
 		return 0, err
 	}
+	if err := c.showSandboxPaths(ct, parent, spec); err != nil {
+		return 0, err
+	}
 	if parent != nil {
 		inside, err := c.inside(parent)
 		defer inside.close()
@@ -93,6 +96,12 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 		request.Within = parent.spec.GetCgroup()
 		parent.mu.Unlock()
 		request.Beside = c.rootHandle(ct)
+		sandbox, err := c.openSandboxDir(ct.spec)
+		if err != nil {
+			return 0, fmt.Errorf("open sandbox: %w", err)
+		}
+		defer sandbox.Close()
+		request.Stdout, request.Stderr = logsOf(sandbox)
 	}
 	chosen, err := c.choose(request)
 	if err != nil {

@@ -155,7 +155,7 @@ func (c *Containerizer) shareMemory(ct, parent *container, hosted bool, spec *co
 			return fmt.Errorf("share the parent's %s: %w", place, err)
 		}
 		defer unix.Close(tree)
-		if source, err = c.stage(ct.id, "shm", tree); err != nil {
+		if source, err = c.stage(ct.id, "shm", tree, true); err != nil {
 			return fmt.Errorf("share the parent's %s: %w", place, err)
 		}
 	} else if hosted {

@@ -447,3 +447,10 @@ func TestNestedLaunchCutAnywhereLeavesNothing(t *testing.T) {
 		stopAgent(t, c)
 	}
 }
+
+func makePipe(t *testing.T, path string) {
+	t.Helper()
+	if err := syscall.Mkfifo(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}

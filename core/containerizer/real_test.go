@@ -221,7 +221,7 @@ func TestRealContainersOutliveTheContainerizer(t *testing.T) {
 		}
 		want := r.container(id, script)
 		if n == 0 {
-			if err := c.makeSandbox(want.Sandbox, launcher.User{UID: 65534, GID: 65534}); err != nil {
+			if err := c.makeSandbox(want, launcher.User{UID: 65534, GID: 65534}); err != nil {
 				t.Fatal(err)
 			}
 			if err := syscall.Mkfifo(filepath.Join(want.Sandbox, "go"), 0o644); err != nil {

@@ -84,7 +84,17 @@ func (c *Containerizer) remove(ctx context.Context, id string) error {
 	if !c.hasOwnSandbox(spec) {
 		return nil
 	}
-	return os.RemoveAll(spec.GetSandbox())
+	outer, name, err := c.openOuter(spec)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil // its root went meanwhile; what becomes of the whole sandbox is the agent's business
+	case err != nil:
+		return err
+	case outer == nil:
+		return os.RemoveAll(spec.GetSandbox())
+	}
+	defer outer.Close()
+	return outer.RemoveAll(name)
 }
 
 // hasOwnSandbox says whether a container's sandbox is nobody else's. That of a debug container is its parent's.

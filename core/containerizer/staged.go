@@ -19,10 +19,17 @@ func (c *Containerizer) stagedDir(id string) string {
 	return filepath.Join(c.cfg.RunDir, "m", shortName(id))
 }
 
-// stage mounts tree, a descriptor of open_tree(2), for a container and returns where.
-func (c *Containerizer) stage(id, name string, tree int) (string, error) {
+// stage mounts tree, a descriptor of open_tree(2), for a container and returns where. A tree is a folder or one file.
+func (c *Containerizer) stage(id, name string, tree int, folder bool) (string, error) {
 	place := filepath.Join(c.stagedDir(id), name)
-	if err := os.MkdirAll(place, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(place), 0o700); err != nil {
+		return "", err
+	}
+	if folder {
+		if err := os.Mkdir(place, 0o700); err != nil {
+			return "", err
+		}
+	} else if err := os.WriteFile(place, nil, 0o600); err != nil {
 		return "", err
 	}
 	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, place, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
@@ -82,11 +89,11 @@ func (c *Containerizer) unstageStrangers() {
 
 const treeFlags = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE
 
-// treeAt copies the mounts at and below an open folder. The caller closes the descriptor.
-func treeAt(dir *os.File) (int, error) {
-	tree, err := unix.OpenTree(int(dir.Fd()), "", treeFlags|unix.AT_EMPTY_PATH)
+// treeAt copies what is mounted at, and below, an open folder or file. The caller closes the descriptor.
+func treeAt(f *os.File) (int, error) {
+	tree, err := unix.OpenTree(int(f.Fd()), "", treeFlags|unix.AT_EMPTY_PATH)
 	if err != nil {
-		return -1, &os.PathError{Op: "open_tree", Path: dir.Name(), Err: err}
+		return -1, &os.PathError{Op: "open_tree", Path: f.Name(), Err: err}
 	}
 	return tree, nil
 }

@@ -21,7 +21,7 @@ func unmet(spec *containerv1.Container, merged *containerv1.Spec) error {
 	}
 	info := spec.GetContainerInfo()
 	for _, v := range info.GetVolumes() {
-		if !mounted(v.GetContainerPath()) {
+		if !isSandboxPath(v) && !mounted(v.GetContainerPath()) {
 			return fmt.Errorf("volume at %s: no isolator of this agent mounts it", v.GetContainerPath())
 		}
 	}

@@ -52,7 +52,7 @@ func (c *Containerizer) handOver(spec *containerv1.Container, user launcher.User
 	if err != nil || len(volumes) == 0 {
 		return err
 	}
-	sandbox, err := os.OpenRoot(spec.GetSandbox())
+	sandbox, err := c.openSandbox(spec)
 	if err != nil {
 		return err
 	}

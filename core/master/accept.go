@@ -238,6 +238,10 @@ func (s *state) launch(x *acceptance, t *mesosv1.TaskInfo, operation *mesosv1.Op
 		invalid(err)
 		return
 	}
+	if err := validateAlone(t); err != nil {
+		invalid(err)
+		return
+	}
 	if (t.Command == nil) == (t.Executor == nil) {
 		invalid(errors.New("Task should have at least one (but not both) of CommandInfo or ExecutorInfo present"))
 		return
@@ -305,6 +309,10 @@ func (s *state) launchGroup(x *acceptance, g *mesosv1.Offer_Operation_LaunchGrou
 	}
 	e, err := s.executorFor(x, g.GetExecutor())
 	if err != nil {
+		invalid(err)
+		return
+	}
+	if err := validateGroupContainers(g, tasksOf(e)); err != nil {
 		invalid(err)
 		return
 	}

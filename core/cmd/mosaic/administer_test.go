@@ -96,6 +96,8 @@ func (m *administered) answer(call *masterv1.Call) (*masterv1.Response, string) 
 			}
 		}
 		return &masterv1.Response{Type: masterv1.Response_GET_AGENTS.Enum(), GetAgents: m.state.GetAgents}, ""
+	case masterv1.Call_GET_FRAMEWORKS:
+		return &masterv1.Response{Type: masterv1.Response_GET_FRAMEWORKS.Enum(), GetFrameworks: m.state.GetFrameworks}, ""
 	case masterv1.Call_GET_ROLES:
 		return &masterv1.Response{Type: masterv1.Response_GET_ROLES.Enum(), GetRoles: &masterv1.Response_GetRoles{Roles: []*mesosv1.Role{
 			{Name: ptr("batch"), Weight: ptr(1.0)}, {Name: ptr("web"), Weight: ptr(2.0)},

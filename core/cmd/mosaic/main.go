@@ -99,7 +99,7 @@ Start with one machine:
 		}
 	}
 	add("start", newDev(), newMaster(), newAgent())
-	add("use", newRun(), newTask())
+	add("use", newRun(), newTask(), newExplain())
 	add("operate", newNode(), newMaintenance(), newFramework(), newRole(), newQuota(), newModule(), newConfig(), newVersion())
 	checkArguments(root)
 	return root

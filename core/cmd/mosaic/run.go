@@ -297,11 +297,12 @@ func (r *runner) loop(ctx context.Context, events <-chan *schedulerv1.Event, end
 			waited := time.Since(r.started)
 			if !r.launched && !said && waited > 3*time.Second {
 				said = true
-				fmt.Fprintln(r.err, "mosaic:", r.waiting())
+				fmt.Fprintln(r.err, "mosaic:", r.waiting(ctx))
 			}
 			if !r.launched && r.waitFor > 0 && waited > r.waitFor {
+				why := r.waiting(ctx)
 				_ = r.client.Teardown(ctx)
-				return fmt.Errorf("gave up after %s: %s", r.waitFor, r.waiting())
+				return fmt.Errorf("gave up after %s: %s", r.waitFor, why)
 			}
 			if err := r.pull(ctx); err != nil {
 				return err
@@ -310,13 +311,22 @@ func (r *runner) loop(ctx context.Context, events <-chan *schedulerv1.Event, end
 	}
 }
 
-// waiting says what the task waits for.
-func (r *runner) waiting() string {
-	want := fmt.Sprintf("cpus %s and mem %s MB", number(r.cpus), number(r.mem))
-	if r.tooSmall > 0 {
-		return fmt.Sprintf("waiting for a machine with %s free; %d offers held less", want, r.tooSmall)
+// explainTimeout bounds the question why there is no offer: meanwhile none is taken.
+const explainTimeout = 2 * time.Second
+
+// waiting says what the task waits for, and why, if the master can tell.
+func (r *runner) waiting(ctx context.Context) string {
+	text := fmt.Sprintf("waiting for an offer of cpus %s and mem %s MB in role %s", number(r.cpus), number(r.mem), r.role)
+	ctx, cancel := context.WithTimeout(ctx, explainTimeout)
+	defer cancel()
+	q := operator.Question{Framework: r.client.FrameworkID().GetValue(), Role: r.role, Need: amountsText(r.resources()), Examples: 1}
+	if why := whyWaiting(ctx, r.master, q); why != "" {
+		return text + ": " + why
 	}
-	return fmt.Sprintf("waiting for an offer of %s in role %s; 'mosaic node ls' shows what is free", want, r.role)
+	if r.tooSmall > 0 {
+		return fmt.Sprintf("%s: %d offers held less", text, r.tooSmall)
+	}
+	return text + "; 'mosaic node ls' shows what is free"
 }
 
 func (r *runner) event(ctx context.Context, e *schedulerv1.Event) error {

@@ -65,6 +65,10 @@ func newLauncher(t testing.TB, e *launchertest.Env) launcher.Launcher {
 
 func TestConformance(t *testing.T) { launchertest.Conformance(t, newLauncher) }
 
+func TestStreaming(t *testing.T) { launchertest.Streaming(t, newLauncher) }
+
+func TestSharing(t *testing.T) { launchertest.Sharing(t, newLauncher) }
+
 func BenchmarkLaunchTrue(b *testing.B) { launchertest.BenchmarkLaunchTrue(b, newLauncher) }
 
 func TestKilledAgentFindsItsContainersAgain(t *testing.T) {

@@ -135,6 +135,8 @@ func TestConformance(t *testing.T) { launchertest.Conformance(t, newLauncher) }
 
 func TestStreaming(t *testing.T) { launchertest.Streaming(t, newLauncher) }
 
+func TestSharing(t *testing.T) { launchertest.Sharing(t, newLauncher) }
+
 func BenchmarkLaunchTrue(b *testing.B) { launchertest.BenchmarkLaunchTrue(b, newLauncher) }
 
 // maxShim is what a shim may cost while its container runs: it is paid once per container.

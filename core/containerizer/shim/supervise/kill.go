@@ -1,6 +1,11 @@
 package supervise
 
-import "syscall"
+import (
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
 
 // A process is what counts of one here.
 type process struct {
@@ -119,17 +124,55 @@ func (s *supervisor) processes() []process {
 	return list
 }
 
+// look reads /proc/PID/stat without making anything.
 func (s *supervisor) look(pid int) (process, bool) {
-	b, ok := readInto("/proc/"+itoa(uint64(pid))+"/stat", s.stat)
-	if !ok {
+	name := append(s.name[:0], "/proc/"...)
+	at := len(name)
+	for v := pid; v > 0; v /= 10 {
+		name = append(name, byte('0'+v%10))
+	}
+	for i, j := at, len(name)-1; i < j; i, j = i+1, j-1 {
+		name[i], name[j] = name[j], name[i]
+	}
+	name = append(name, "/stat\x00"...)
+	here := unix.AT_FDCWD
+	fd, _, errno := syscall.Syscall6(unix.SYS_OPENAT, uintptr(here), uintptr(unsafe.Pointer(&name[0])), syscall.O_RDONLY|syscall.O_CLOEXEC, 0, 0, 0)
+	if errno != 0 {
 		return process{}, false
 	}
-	f := procStat(b)
-	state := f.field(3)
-	parent, ok1 := atoi(f.field(4))
-	session, ok2 := atoi(f.field(6))
-	ticks, ok3 := atoi(f.field(22))
-	return process{
-		pid: pid, parent: int(parent), session: int(session), ticks: ticks, ended: state == "Z" || state == "X",
-	}, ok1 && ok2 && ok3
+	n, err := syscall.Read(int(fd), s.stat)
+	_ = syscall.Close(int(fd))
+	if n <= 0 || err != nil {
+		return process{}, false
+	}
+	// pid (name) state parent group session ...: the name may hold anything, so count from its last parenthesis.
+	b := s.stat[:n]
+	for i := n - 1; i >= 0; i-- {
+		if b[i] == ')' {
+			b = b[i+1:]
+			break
+		}
+	}
+	p := process{pid: pid}
+	field, v := 2, uint64(0)
+	for _, c := range b {
+		switch {
+		case c == ' ' || c == '\n':
+			switch field {
+			case 4:
+				p.parent = int(v)
+			case 6:
+				p.session = int(v)
+			case 22:
+				p.ticks = v
+				return p, true
+			}
+			field, v = field+1, 0
+		case field == 3:
+			p.ended = c == 'Z' || c == 'X'
+		case c >= '0' && c <= '9':
+			v = v*10 + uint64(c-'0')
+		}
+	}
+	return process{}, false
 }

@@ -44,10 +44,11 @@ type supervisor struct {
 	orphans   [64]ended // ends of unknown children seen while a runtime was creating, the newest ones
 	orphanN   int
 	childless bool // waitid found no children
-	litter    int  // bytes of specs taken since the last collection
+	litter    int  // bytes that containers left since the last collection, about
 
 	list          []process // of the machine; see kill.go, as the two below
 	entries, stat []byte
+	name          [32]byte
 
 	vectors [3]unix.Iovec // for gather, as message
 	message unix.Msghdr
@@ -110,8 +111,12 @@ func (s *supervisor) prepare() error {
 	return nil
 }
 
-// maxLitter is how many bytes of specs may be taken before what is left of them is collected.
-const maxLitter = 1 << 20
+// maxLitter is how many bytes containers may have left before they are collected. One leaves its spec, twice, and about
+// litterOfOne more.
+const (
+	maxLitter   = 1 << 20
+	litterOfOne = 4 << 10
+)
 
 // keepMore creates a container that a client asks for, which from then on is what its connection is about. When that
 // fails the connection is closed: what is sent on it next is meant for the new container, and not for the first.
@@ -130,7 +135,7 @@ func (s *supervisor) keepMore(cn *conn, id uint32, payload []byte) {
 		refuse(syscall.ESRCH, "the container beside which it was to be does not run")
 		return
 	}
-	if s.litter += 2 * len(payload); s.litter > maxLitter {
+	if s.litter += 2*len(payload) + litterOfOne; s.litter > maxLitter {
 		s.litter = 0
 		runtime.GC()
 	}
