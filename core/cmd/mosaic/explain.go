@@ -196,6 +196,12 @@ that the master knows, or one that flags describe; flags win over what the task 
 					fmt.Fprintln(cmd.OutOrStdout(), taskLine(newTaskRow(c, t)))
 				}
 				need = ask(&q, t)
+				if framework == "" && !c.frames[q.Framework].GetActive() {
+					q.Framework = "" // one that has gone, as that of a detached task, will not run another
+					if q.Role == "*" {
+						q.Role = "" // whoever comes is in this one
+					}
+				}
 			}
 			for name, v := range map[string]float64{"cpus": cpus, "mem": mem, "disk": disk, "gpus": gpus} {
 				if cmd.Flags().Changed(name) {
@@ -338,7 +344,7 @@ func (x *explanation) print(w io.Writer, format string, names frameworkIDs) erro
 		if c.Agents > 1 {
 			where += fmt.Sprintf(" and %d more", c.Agents-1)
 		}
-		fmt.Fprintf(w, "%s %s, for %s\n", head, c.Text, where)
+		fmt.Fprintf(w, "%s %s (agent %s)\n", head, c.Text, where)
 	}
 	return nil
 }
@@ -366,7 +372,7 @@ func (x *explanation) line() string {
 	}
 	if len(x.Closest) > 0 {
 		c := x.Closest[0]
-		return fmt.Sprintf("it fits nowhere now; the smallest change: %s, for %s", c.Text, cmp.Or(c.Hostname, c.AgentID))
+		return fmt.Sprintf("it fits nowhere now; the smallest change: %s (agent %s)", c.Text, cmp.Or(c.Hostname, c.AgentID))
 	}
 	for _, s := range x.Asked {
 		for _, r := range s.Reasons {

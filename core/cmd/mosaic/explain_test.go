@@ -85,8 +85,8 @@ func TestATaskThatFitsNowhereGetsTheSmallestChange(t *testing.T) {
 	out, _, err := m.mosaic(t, "explain", "task", "--cpus", "9", "--ports", "2", "--role", "web")
 	const want = `
 a task of cpus:9;ports:2 fits on 0 of 3 agents
-the smallest change: free 1 of cpus on the agent, for alpha and 2 more
-or: raise the limit, for beta
+the smallest change: free 1 of cpus on the agent (agent alpha and 2 more)
+or: raise the limit (agent beta)
 `
 	if err != nil || out != want {
 		t.Errorf("explain task = %v\n%s\nwant\n%s", err, out, want)
@@ -148,7 +148,7 @@ func questionOfRun() operator.Question {
 func TestRunSaysWhyItWaits(t *testing.T) {
 	m := administer(t)
 	for page, want := range map[string]string{
-		needPage: "it fits nowhere now; the smallest change: free 1 of cpus on the agent, for alpha",
+		needPage: "it fits nowhere now; the smallest change: free 1 of cpus on the agent (agent alpha)",
 		`{"fits":2,"asked":[{"role":"*","turn":3,"reasons":[]}]}`:                      "it fits on 2 agents, with 2 frameworks in line before it",
 		`{"fits":1,"asked":[{"role":"*","turn":1,"reasons":[]}]}`:                      "it fits on 1 agent and is next in line",
 		`{"asked":[{"role":"*","reasons":[{"code":"no_agents","text":"no agents"}]}]}`: "no agents",

@@ -258,13 +258,18 @@ func newTaskLogs() *cobra.Command {
 	return cmd
 }
 
-// sandboxFile is the virtual path of a file in the sandbox of a task.
+// sandboxFile is the virtual path of a file in the sandbox of a task. One in a container inside its executor's has a
+// sandbox of its own there.
 func sandboxFile(t *mesosv1.Task, name string) string {
 	executor := t.GetExecutorId().GetValue()
 	if executor == "" {
 		executor = t.GetTaskId().GetValue()
 	}
-	return "/frameworks/" + t.GetFrameworkId().GetValue() + "/executors/" + executor + "/runs/latest/" + name
+	run, nested := "latest", ""
+	for id := containerOf(t); id.GetParent() != nil; id = id.GetParent() {
+		run, nested = id.GetParent().GetValue(), "containers/"+id.GetValue()+"/"+nested
+	}
+	return "/frameworks/" + t.GetFrameworkId().GetValue() + "/executors/" + executor + "/runs/" + run + "/" + nested + name
 }
 
 // tail copies a growing file of an agent to w.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	"github.com/mosaic-cluster/mosaic/sdk/resources"
 )
 
 func TestAgesAreShort(t *testing.T) {
@@ -69,35 +70,36 @@ func TestTheExitCodeIsTheTasks(t *testing.T) {
 		{mesosv1.TaskState_TASK_LOST, 0, "", exitFailed},
 	} {
 		id := "t"
-		r := &runner{
-			runOptions: &runOptions{err: io.Discard}, task: &mesosv1.TaskInfo{TaskId: &mesosv1.TaskID{Value: &id}},
+		task := &running{
+			info:   &mesosv1.TaskInfo{TaskId: &mesosv1.TaskID{Value: &id}},
 			status: &mesosv1.TaskStatus{State: &test.state, Message: &test.message},
 		}
 		if test.reason != 0 {
-			r.status.Reason = &test.reason
+			task.status.Reason = &test.reason
 		}
+		r := &runner{runOptions: &runOptions{err: io.Discard}, tasks: []*running{task}}
 		if got := r.exitCode(); got != test.want {
 			t.Errorf("exit code after %s, %s, %q = %d, want %d", test.state, test.reason, test.message, got, test.want)
 		}
 	}
 }
 
-func TestTakeUsesOrdinaryResourcesOnly(t *testing.T) {
+func TestAnOfferIsDividedAndOnlyOrdinaryResourcesAreUsed(t *testing.T) {
 	revocable := amount("cpus", 8)
 	revocable.Revocable = &mesosv1.Resource_RevocableInfo{}
 	volume := amount("disk", 100)
 	volume.Disk = &mesosv1.Resource_DiskInfo{}
 	offered := []*mesosv1.Resource{revocable, amount("cpus", 0.5), amount("cpus", 1), amount("mem", 64), volume}
-	taken, ok := take(offered, map[string]float64{"cpus": 1.2, "mem": 64})
-	if !ok || len(taken) != 3 || math.Abs(scalar(taken, "cpus")-1.2) > 1e-9 || scalar(taken, "mem") != 64 {
-		t.Errorf("take = %v, %v; want 1.2 cpus of both pieces and 64 of mem", taken, ok)
+	parts, ok := divide(offered, []resources.Quantities{{"cpus": 1.2, "mem": 32}, {"cpus": 0.3, "mem": 32}})
+	if !ok || len(parts) != 2 || math.Abs(scalar(parts[0], "cpus")-1.2) > 1e-9 || scalar(parts[1], "cpus") != 0.3 || scalar(parts[0], "mem")+scalar(parts[1], "mem") != 64 {
+		t.Errorf("divide = %v, %v; want 1.2 cpus of both pieces and then what is left", parts, ok)
 	}
-	if offered[2].GetScalar().GetValue() != 1 {
-		t.Errorf("take changed the offer: %v", offered[2])
+	if offered[1].GetScalar().GetValue() != 0.5 || offered[2].GetScalar().GetValue() != 1 {
+		t.Errorf("divide changed the offer: %v", offered)
 	}
-	for _, want := range []map[string]float64{{"cpus": 2}, {"disk": 1}, {"mem": 64.1}} {
-		if taken, ok := take(offered, want); ok {
-			t.Errorf("take(%v) = %v, want refusal", want, taken)
+	for _, want := range [][]resources.Quantities{{{"cpus": 2}}, {{"disk": 1}}, {{"mem": 64.1}}, {{"mem": 40}, {"mem": 40}}} {
+		if parts, ok := divide(offered, want); ok {
+			t.Errorf("divide by %v = %v, want refusal", want, parts)
 		}
 	}
 }
