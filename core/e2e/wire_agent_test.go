@@ -66,9 +66,10 @@ func TestWireAgentReads(t *testing.T) {
 		if a, b := dig(container, "container_id", "value"), dig(status, "container_status", "container_id", "value"); a != b {
 			t.Errorf("GET_CONTAINERS says container %v, the update %v", a, b)
 		}
-		if dig(container, "resource_statistics", "timestamp") == nil {
-			t.Errorf("container %v, want statistics", container)
-		}
+		eventually(t, "statistics of the container", 15*time.Second, func() bool { // measured now and then, not while one asks
+			container := find(read("GET_CONTAINERS", nil, "get_containers", "containers"), mine("framework_id", "value"))
+			return dig(container, "resource_statistics", "timestamp") != nil
+		})
 		find(read("GET_FRAMEWORKS", nil, "get_frameworks", "frameworks"), mine("framework_info", "id", "value"))
 		read("GET_EXECUTORS", nil)
 		find(read("GET_TASKS", nil, "get_tasks", "launched_tasks"), mine("framework_id", "value"))
@@ -265,7 +266,9 @@ func TestWireASessionInATasksContainer(t *testing.T) {
 			"container_id": pipes, "command": object{"value": "cat; echo complaint >&2; exit 7"},
 		}})
 		in := newPeer(ctx, t, agentAPI, c.Agent, media).attachInput(pipes)
-		in.send(object{"type": "PROCESS_IO", "process_io": object{"type": "CONTROL", "control": object{"type": "HEARTBEAT"}}})
+		in.send(object{"type": "PROCESS_IO", "process_io": object{"type": "CONTROL", "control": object{
+			"type": "HEARTBEAT", "heartbeat": object{"interval": object{"nanoseconds": 30000000000}},
+		}}})
 		in.data("one\n")
 		in.data("two\n")
 		in.data("") // end of input
