@@ -108,10 +108,14 @@ func TestTenFrameworksOfATreeOfRolesShareByWeight(t *testing.T) {
 	}
 }
 
-// quotaOf sets a role's quota of cpus; a negative limit is none.
+// quotaOf sets a role's quota: cpus, and with a guarantee memory as well, for an offer of cpus alone is of little use. A
+// negative limit is none.
 func quotaOf(m *peer, role string, guarantee, limit float64) {
 	m.t.Helper()
 	config := object{"role": role, "guarantees": object{"cpus": object{"value": guarantee}}}
+	if guarantee > 0 {
+		config["guarantees"].(object)["mem"] = object{"value": 512}
+	}
 	if limit >= 0 {
 		config["limits"] = object{"cpus": object{"value": limit}}
 	}

@@ -65,6 +65,7 @@ type acceptance struct {
 	framework *framework
 	agent     *agent
 	role      string
+	offered   resources.Set // all that the offers held
 	remaining resources.Set // of the offers, not yet used
 	converted resources.Set // made by operations; what is left of it is offered again at once
 	held      resources.Set // resized volumes, which nothing in the same call uses
@@ -105,7 +106,7 @@ func (s *state) accept(f *framework, call *schedulerv1.Call_Accept, denied map[s
 		sets[i] = o.resources
 	}
 	x.remaining = resources.Sum(sets...)
-	x.shared = x.remaining.Shared()
+	x.offered, x.shared = x.remaining, x.remaining.Shared()
 	s.metrics.offersAccepted.Add(uint64(len(offers)))
 	f.metrics.offersAccepted.Add(uint64(len(offers)))
 	for _, op := range call.GetOperations() {

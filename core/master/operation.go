@@ -198,7 +198,8 @@ func (s *state) tryOperate(x *acceptance, op *mesosv1.Offer_Operation, now time.
 }
 
 // settle gives back what an ACCEPT left. What operations made is offered again at once, however long the framework
-// does not want the rest.
+// does not want the rest. A framework that took something and refuses the rest for no time is next in line as anybody
+// else, while one that refuses all there is for no time waits for a moment.
 func (s *state) settle(x *acceptance, filters *mesosv1.Filters, now time.Time) {
 	back := x.remaining.Add(x.held)
 	if back.Empty() {
@@ -207,7 +208,11 @@ func (s *state) settle(x *acceptance, filters *mesosv1.Filters, now time.Time) {
 	rest := back.Subtract(x.converted)
 	made := back.Subtract(rest)
 	s.allocator.RecoverResources(x.framework.id, x.agent.id, made, nil, now)
-	s.allocator.RecoverResources(x.framework.id, x.agent.id, rest, filtersOf(filters), now)
+	refusal := filtersOf(filters)
+	if refusal.RefuseSeconds != nil && refusal.GetRefuseSeconds() == 0 && !x.offered.Subtract(rest).Empty() {
+		refusal = nil
+	}
+	s.allocator.RecoverResources(x.framework.id, x.agent.id, rest, refusal, now)
 	s.allocateBy(now)
 }
 
