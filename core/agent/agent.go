@@ -138,6 +138,9 @@ type Deps struct {
 	// there is none.
 	Estimate func(ctx context.Context) (EstimateStream, error)
 	Correct  func(ctx context.Context) (CorrectStream, error)
+	// ExecutorToken makes what an executor proves with who it is when it calls; "" for none. It does not block. Nil means
+	// that executors are not asked for it.
+	ExecutorToken func(framework, executor, container string) string
 	// Approver says who may do what to which container; nil allows everything.
 	Approver Approver
 }
@@ -174,6 +177,7 @@ type Agent struct {
 	guests        map[string]*guest    // launched over the API, by id
 	guestRoots    map[ContainerID]bool // executors' containers that guests are in
 	completed     []*completedFramework
+	pastNumber    uint64      // of what was completed last
 	queue         []*executor // waiting for a launch slot
 	launching     int         // slots taken
 	slow          int         // launches that gave their slot away

@@ -16,8 +16,8 @@ import (
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 )
 
-// Buckets of the file. The first four belong to the agent (record.go says what is in them), the last one
-// to the containerizer.
+// Buckets of the file. They belong to the agent (record.go and completed.go say what is in them), but for the last one,
+// which is the containerizer's.
 var (
 	bucketAgent      = []byte("agent")
 	bucketFrameworks = []byte("frameworks")
@@ -31,6 +31,7 @@ var (
 var buckets = [][]byte{
 	bucketAgent, bucketFrameworks, bucketExecutors, bucketTasks, bucketProgress, bucketUpdates, bucketContainers,
 	bucketOperations, bucketGuests,
+	bucketPastFrameworks, bucketPastExecutors, bucketPastTasks,
 }
 
 // lockTimeout is how long OpenStore waits for another agent to let go of the file. One that was killed lets go at

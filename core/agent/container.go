@@ -165,6 +165,11 @@ func (a *Agent) environment(e *executor, sandbox string) map[string]string {
 		env["MESOS_RECOVERY_TIMEOUT"] = mesosDuration(a.cfg.RecoveryTimeout)
 		env["MESOS_SUBSCRIPTION_BACKOFF_MAX"] = mesosDuration(a.cfg.ExecutorReregistrationTimeout)
 	}
+	if e.command == nil && !e.ofGroups() && a.deps.ExecutorToken != nil {
+		if token := a.deps.ExecutorToken(string(e.framework.id), string(e.id), string(e.container)); token != "" {
+			env["MESOS_EXECUTOR_AUTHENTICATION_TOKEN"] = token
+		}
+	}
 	env["LIBPROCESS_IP"] = a.cfg.IP
 	env["LIBPROCESS_PORT"] = "0"
 	var rs []*mesosv1.Resource

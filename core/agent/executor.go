@@ -356,6 +356,9 @@ func (e *executor) hasHistory() bool {
 func (a *Agent) ExecutorCall(_ context.Context, call *executorv1.Call) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.recovered && call.GetType() == executorv1.Call_HEARTBEAT {
+		return nil // it keeps a connection open, whoever sends it
+	}
 	e, err := a.lookup(call)
 	if err != nil {
 		return err
@@ -381,7 +384,7 @@ func (a *Agent) ExecutorCall(_ context.Context, call *executorv1.Call) error {
 			}})
 		}
 		return nil
-	case executorv1.Call_HEARTBEAT, executorv1.Call_SUBSCRIBE:
+	case executorv1.Call_SUBSCRIBE:
 		return nil
 	default:
 		return refuse(http.StatusNotImplemented, "Received 'UNKNOWN' call")

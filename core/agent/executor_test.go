@@ -249,6 +249,9 @@ func TestExecutorCallsAreRefusedWithTheCodesOfMesos(t *testing.T) {
 				t.Errorf("%s: status %d, want %d", test.name, got, test.want)
 			}
 		}
+		if err := w.agent.ExecutorCall(context.Background(), w.call("x", executorv1.Call_HEARTBEAT)); err != nil {
+			t.Errorf("HEARTBEAT of nobody: %v, want nil", err)
+		}
 		if err := w.agent.ExecutorSubscribe(context.Background(), stranger, &custom{}); httpStatus(err) != 400 {
 			t.Errorf("SUBSCRIBE of an unknown executor: %v, want 400", err)
 		}
@@ -446,6 +449,29 @@ func TestContainerThatCannotGrowLosesItsTasks(t *testing.T) {
 		s := w.master.await(t, "a", mesosv1.TaskState_TASK_GONE).GetStatus()
 		if s.GetReason() != mesosv1.TaskStatus_REASON_CONTAINER_UPDATE_FAILED {
 			t.Errorf("status = %v, want CONTAINER_UPDATE_FAILED", s)
+		}
+	})
+}
+
+func TestExecutorIsGivenItsToken(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.deps.ExecutorToken = func(framework, executor, container string) string {
+			return framework + "/" + executor + "/" + container
+		}
+		seen := w.watched(nil)
+		w.start()
+		w.launch(checkpointed("F"), forExecutor("a", "e"))
+		w.launch(checkpointed("F"), command("t", "sleep"))
+		w.master.await(t, "t", mesosv1.TaskState_TASK_STARTING)
+		synctest.Wait()
+		for id, c := range seen() {
+			got, want := c.GetEnvironment()["MESOS_EXECUTOR_AUTHENTICATION_TOKEN"], ""
+			if c.GetExecutorId() == "e" {
+				want = "F/e/" + id
+			}
+			if got != want {
+				t.Errorf("token of executor %s = %q, want %q", c.GetExecutorId(), got, want)
+			}
 		}
 	})
 }

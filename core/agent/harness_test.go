@@ -550,7 +550,7 @@ func (w *world) container(task string) string {
 	return name
 }
 
-// records counts what the store holds, by bucket, empty ones left out. Lazy writes are written before.
+// records counts what the store holds, by bucket, empty ones and what is past left out. Lazy writes are written before.
 func (w *world) records() map[string]int {
 	if err := w.store.put(context.Background(), nil); err != nil {
 		w.t.Errorf("write what is queued: %v", err)
@@ -563,6 +563,9 @@ func (w *world) records() map[string]int {
 		})
 	}
 	delete(counts, string(bucketAgent))
+	for _, past := range [][]byte{bucketPastFrameworks, bucketPastExecutors, bucketPastTasks} {
+		delete(counts, string(past))
+	}
 	return maps.Clone(counts)
 }
 

@@ -70,7 +70,8 @@ func (a *Agent) recoverIdentity() error {
 // destroyed as orphans.
 func (a *Agent) forgetAll() error {
 	ops := []op{{bucketAgent, keyInfo, nil}, {bucketAgent, keyDrain, nil}}
-	for _, b := range [][]byte{bucketFrameworks, bucketExecutors, bucketTasks, bucketProgress, bucketUpdates, bucketOperations} {
+	for _, b := range [][]byte{bucketFrameworks, bucketExecutors, bucketTasks, bucketProgress, bucketUpdates, bucketOperations,
+		bucketPastFrameworks, bucketPastExecutors, bucketPastTasks} {
 		err := a.store.each(b, func(key, _ []byte) error {
 			ops = append(ops, op{b, bytes.Clone(key), nil})
 			return nil
@@ -99,6 +100,10 @@ func (a *Agent) recover(ctx context.Context) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err := a.load(); err != nil {
+		return err
+	}
+	var c change
+	if err := a.loadPast(&c); err != nil {
 		return err
 	}
 	var known []string
@@ -130,7 +135,6 @@ func (a *Agent) recover(ctx context.Context) error {
 	}
 
 	a.recoverVolumes()
-	var c change
 	waiting := 0
 	for _, f := range a.sortedFrameworks() {
 		for _, t := range f.sortedTasks() {

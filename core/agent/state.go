@@ -150,6 +150,7 @@ func (a *Agent) framework(c *change, info *mesosv1.FrameworkInfo) (*framework, e
 	if f == nil {
 		f = newFramework(id, info)
 		a.frameworks[id] = f
+		a.resume(c, f)
 	}
 	data, err := info.MarshalVT()
 	if err != nil {
@@ -205,7 +206,7 @@ func (a *Agent) forgetTask(c *change, t *task) {
 	a.timers.stop(t.killTimer)
 	a.timers.stop(t.maxTimer)
 	delete(f.tasks, t.id)
-	f.remember(t)
+	a.remember(c, t)
 	if t.command() {
 		delete(a.containers, t.executor.container)
 	} else {
@@ -236,48 +237,7 @@ func (a *Agent) forgetFramework(c *change, f *framework) {
 	c.delete(bucketFrameworks, recordKey(string(f.id)))
 	delete(a.frameworks, f.id)
 	a.leave(c)
-	a.completed = append(a.completed, &completedFramework{f.info, f.completed})
-	if len(a.completed) > maxCompletedFrameworks {
-		a.completed = slices.Delete(a.completed, 0, len(a.completed)-maxCompletedFrameworks)
-	}
-}
-
-// How much of the past the views show; Mesos's defaults, but for tasks, which it bounds per executor.
-const (
-	maxCompletedFrameworks = 50
-	maxCompletedExecutors  = 150
-	maxCompletedTasks      = 200
-)
-
-type completedFramework struct {
-	info      *mesosv1.FrameworkInfo
-	executors []completedExecutor
-}
-
-// completedExecutor is the past of one executor: for custom executors one per container.
-type completedExecutor struct {
-	info      *mesosv1.ExecutorInfo
-	container ContainerID
-	directory string
-	tasks     []*mesosv1.Task
-}
-
-// remember keeps a task that is done, for the views.
-func (f *framework) remember(t *task) {
-	e := t.owner()
-	i := slices.IndexFunc(f.completed, func(x completedExecutor) bool { return x.container == e.container })
-	if i < 0 {
-		f.completed = append(f.completed, completedExecutor{info: e.describe(), container: e.container, directory: e.directory})
-		if len(f.completed) > maxCompletedExecutors {
-			f.completed = slices.Delete(f.completed, 0, len(f.completed)-maxCompletedExecutors)
-		}
-		i = len(f.completed) - 1
-	}
-	x := &f.completed[i]
-	x.tasks = append(x.tasks, t.describe())
-	if len(x.tasks) > maxCompletedTasks {
-		x.tasks = slices.Delete(x.tasks, 0, len(x.tasks)-maxCompletedTasks)
-	}
+	a.complete(c, f)
 }
 
 // describe returns the executor as views and master see it. For a command task it is the one that Mesos

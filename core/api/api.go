@@ -93,9 +93,15 @@ type Master interface {
 
 	// Legacy returns the JSON body of an older endpoint: /state, /state-summary, /slaves, /frameworks,
 	// /tasks, /roles, /flags, /quota, /weights, /maintenance/schedule, /maintenance/status or
-	// /metrics/snapshot; and of /mosaic/v1/explain, which Mesos does not have. Those that change something
-	// are a LegacyWriter's.
+	// /metrics/snapshot; and of /mosaic/v1/explain, which Mesos does not have.
 	Legacy(ctx context.Context, principal, endpoint string, query url.Values) ([]byte, error)
+
+	// LegacyWrite does what a request to an older endpoint asks: /quota (POST), /quota/ROLE (DELETE; the
+	// role as it is, with slashes), /weights (PUT), /maintenance/schedule, /machine/down, /machine/up,
+	// /reserve, /unreserve, /create-volumes, /destroy-volumes or /teardown (all POST). form is the decoded
+	// body of the last five and nil for the others, whose body is JSON and has not been looked at. A nil
+	// answer is an empty 200, or 202 where an agent has yet to do it.
+	LegacyWrite(ctx context.Context, principal, endpoint, method string, query, form url.Values, body []byte) (resp []byte, err error)
 }
 
 // Agent is what the edge of an agent calls. Contexts and errors are as in Master.

@@ -1,24 +1,12 @@
 package api
 
 import (
-	"context"
 	"net/http"
 	"net/url"
 	"strings"
 
 	"github.com/mosaic-cluster/mosaic/core/api/codec"
 )
-
-// A LegacyWriter takes the older endpoints that change something. A Master that has no such method serves
-// none of them.
-type LegacyWriter interface {
-	// LegacyWrite does what a request to an older endpoint asks: /quota (POST), /quota/ROLE (DELETE; the
-	// role as it is, with slashes), /weights (PUT), /maintenance/schedule, /machine/down, /machine/up,
-	// /reserve, /unreserve, /create-volumes, /destroy-volumes or /teardown (all POST). form is the decoded
-	// body of the last five and nil for the others, whose body is JSON and has not been looked at. A nil
-	// answer is an empty 200, or 202 where an agent has yet to do it. Errors are as in Master.
-	LegacyWrite(ctx context.Context, principal, endpoint, method string, query, form url.Values, body []byte) (resp []byte, err error)
-}
 
 // maxFormFields bounds the fields of a form. Mesos's forms have two.
 const maxFormFields = 64
@@ -37,10 +25,6 @@ func (m *masterEdge) writeRoutes() []Route {
 			Path: l.path, Methods: onlyGet, Realm: RealmMasterReadOnly, Doc: l.doc,
 			handler: m.legacy(l.path, m.master.Legacy), first: m.notLeading,
 		})
-	}
-	writer, ok := m.master.(LegacyWriter)
-	if !ok {
-		return routes
 	}
 	for _, w := range []struct {
 		path, method, action, doc string
@@ -61,14 +45,14 @@ func (m *masterEdge) writeRoutes() []Route {
 	} {
 		routes = append(routes, Route{
 			Path: w.path, Methods: []string{w.method}, Realm: RealmMasterReadWrite, Action: w.action, Doc: w.doc,
-			handler: m.legacyWrite(writer, w.path, w.form, w.empty), first: m.notLeading,
+			handler: m.legacyWrite(w.path, w.form, w.empty), first: m.notLeading,
 		})
 	}
 	return routes
 }
 
 // legacyWrite answers an older endpoint that changes something.
-func (m *masterEdge) legacyWrite(writer LegacyWriter, path string, isForm bool, empty int) func(http.ResponseWriter, *http.Request, string) error {
+func (m *masterEdge) legacyWrite(path string, isForm bool, empty int) func(http.ResponseWriter, *http.Request, string) error {
 	return func(w http.ResponseWriter, r *http.Request, principal string) error {
 		endpoint := path
 		if r.Method == http.MethodDelete {
@@ -91,7 +75,7 @@ func (m *masterEdge) legacyWrite(writer LegacyWriter, path string, isForm bool, 
 			}
 			body = nil
 		}
-		answer, err := writer.LegacyWrite(r.Context(), principal, endpoint, r.Method, r.URL.Query(), form, body)
+		answer, err := m.master.LegacyWrite(r.Context(), principal, endpoint, r.Method, r.URL.Query(), form, body)
 		if err != nil {
 			return err
 		}

@@ -196,16 +196,3 @@ func TestWhoReadsAndWhoWritesAreAskedInTheirOwnRealms(t *testing.T) {
 		t.Errorf("the approver was asked for %q, want %q", approver.actions, want)
 	}
 }
-
-// readOnlyMaster hides the fake's LegacyWrite.
-type readOnlyMaster struct{ api.Master }
-
-func TestAMasterThatOnlyReadsHasNoEndpointsThatWrite(t *testing.T) {
-	server := serveMaster(t, newFakeMaster(), func(_ *api.Config, d *api.MasterDeps) { d.Master = readOnlyMaster{d.Master} })
-	if resp, _ := do(t, request(t, "POST", server.URL+"/teardown", "frameworkId=f")); resp.StatusCode != 404 {
-		t.Errorf("POST /teardown: %d, want 404", resp.StatusCode)
-	}
-	if resp, _ := do(t, request(t, "POST", server.URL+"/quota", "{}")); resp.StatusCode != 405 || resp.Header.Get("Allow") != "GET" {
-		t.Errorf("POST /quota: %d, Allow %q, want 405 and what reads", resp.StatusCode, resp.Header.Get("Allow"))
-	}
-}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,11 +23,16 @@ const (
 // follow sends what is appended to the files stdout and stderr of a container's sandbox until the container ended.
 func (c *Containerizer) follow(ctx context.Context, ct *container, send func(*agentv1.ProcessIO) bool) error {
 	ct.mu.Lock()
-	sandbox := ct.spec.GetSandbox()
+	spec := ct.spec
 	ct.mu.Unlock()
+	dir, err := c.openSandboxDir(spec)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
 	var tails []*tail
 	for _, name := range []string{"stdout", "stderr"} {
-		t := &tail{path: filepath.Join(sandbox, name), stderr: name == "stderr"}
+		t := &tail{dir: dir, name: name, stderr: name == "stderr"}
 		defer t.close()
 		if err := t.toEnd(); err != nil {
 			return err
@@ -69,7 +73,8 @@ func (c *Containerizer) follow(ctx context.Context, ct *container, send func(*ag
 
 // tail is a file that grows, is cut, or is replaced by a new one under its name.
 type tail struct {
-	path   string
+	dir    *os.File // that it is in
+	name   string
 	stderr bool
 	f      *os.File // nil while there is none
 	at     int64
@@ -85,13 +90,14 @@ func (t *tail) close() {
 // open opens what is there now under the name, nil if nothing is. The container may put there what it likes: only a
 // regular file is read, and no link followed.
 func (t *tail) open() (*os.File, error) {
-	f, err := os.OpenFile(t.path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+	fd, err := unix.Openat(int(t.dir.Fd()), t.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT || err == unix.ELOOP || err == unix.ENXIO {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: t.name, Err: err}
 	}
+	f := os.NewFile(uintptr(fd), t.name)
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -128,18 +134,18 @@ func (t *tail) read() (data []byte, more bool, err error) {
 		}
 	}
 	// Nothing more in this one: is there another under its name?
-	now, err := os.Lstat(t.path)
-	if err != nil {
-		return nil, false, nil // it is being replaced
-	}
-	if t.f != nil {
-		if mine, err := t.f.Stat(); err == nil && os.SameFile(mine, now) {
-			return nil, false, nil
-		}
-	}
 	f, err := t.open()
 	if err != nil || f == nil {
-		return nil, false, err
+		return nil, false, err // none, while it is being replaced
+	}
+	if t.f != nil {
+		mine, err := t.f.Stat()
+		if err != nil {
+			return nil, false, errors.Join(err, f.Close())
+		}
+		if now, err := f.Stat(); err != nil || os.SameFile(mine, now) {
+			return nil, false, errors.Join(err, f.Close())
+		}
 	}
 	t.close()
 	t.f, t.at = f, 0

@@ -216,7 +216,7 @@ func checkContainer(want *containerv1.Container) error {
 		return errors.New("no command")
 	case !filepath.IsAbs(want.GetSandbox()) || filepath.Clean(want.GetSandbox()) != want.GetSandbox():
 		return fmt.Errorf("sandbox %q: want an absolute, clean path", want.GetSandbox())
-	case want.GetCgroup() != "" && !filepath.IsLocal(want.GetCgroup()):
+	case want.GetParentId() == "" && want.GetCgroup() != "" && !filepath.IsLocal(want.GetCgroup()):
 		return fmt.Errorf("cgroup %q: want a path below the containers' root", want.GetCgroup())
 	}
 	if max(want.GetTerminalRows(), want.GetTerminalColumns()) > math.MaxUint16 {

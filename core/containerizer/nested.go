@@ -44,7 +44,8 @@ const (
 	debugPrefix  = "debug-"
 )
 
-// placeIn completes the description of a container by what follows from its parent's: its cgroup, and whom it runs as.
+// placeIn completes the description of a container by what follows from its parent's: its cgroup, unless one below the
+// parent's was given, and whom it runs as.
 func placeIn(spec, parent *containerv1.Container) {
 	if spec.GetUser() == "" && spec.GetClass() == containerv1.Container_DEFAULT {
 		spec.User = parent.GetUser()
@@ -53,9 +54,7 @@ func placeIn(spec, parent *containerv1.Container) {
 	switch {
 	case outer == "":
 		spec.Cgroup = ""
-	case spec.GetClass() == containerv1.Container_DEBUG && spec.GetCgroup() != "":
-		// launchDebug refuses what lies elsewhere
-	case !strings.HasPrefix(spec.GetCgroup(), outer+"/"):
+	case !strings.HasPrefix(spec.GetCgroup(), outer+"/") || !filepath.IsLocal(spec.GetCgroup()):
 		name := strings.TrimPrefix(spec.GetId(), parent.GetId()+".")
 		switch {
 		case spec.GetClass() == containerv1.Container_DEBUG:

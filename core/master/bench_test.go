@@ -225,3 +225,36 @@ func BenchmarkAgentsReturnToANewMaster(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkExplain10000Agents is what a question costs the loop.
+func BenchmarkExplain10000Agents(b *testing.B) {
+	m := bigState(b, 10_000, 1)
+	info := frameworkInfo("a")
+	info.Id = &mesosv1.FrameworkID{Value: ptr("M-0001")}
+	m.s.recoverFramework(info, time.Unix(1e9, 0))
+	m.s.allocator.ActivateFramework("M-0001")
+	for i := range 20 {
+		id := fmt.Sprintf("M-1%03d", i)
+		info := frameworkInfo("a")
+		info.Id = &mesosv1.FrameworkID{Value: &id}
+		m.s.recoverFramework(info, time.Unix(1e9, 0))
+		m.s.allocator.ActivateFramework(id)
+	}
+	now := time.Unix(1e9+1, 0)
+	for name, query := range map[string]map[string][]string{
+		"framework": {"framework": {"M-0001"}, "need": {"cpus:64;mem:1024"}},
+		"role":      {"role": {"a"}, "need": {"cpus:64;mem:1024"}},
+	} {
+		q, err := explainQuestion(query)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Run(name, func(b *testing.B) {
+			for range b.N {
+				if x := m.s.allocator.Explain(q, now); x.Agents != 10_000 || x.Fits != 0 {
+					b.Fatalf("explanation = %+v", x)
+				}
+			}
+		})
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"net/url"
 	"strconv"
 	"time"
@@ -18,6 +19,41 @@ const (
 	maxExplainQuery = 4096   // bytes of one parameter
 )
 
+// questions lets one question at a time into the loop, and none for twice the time that the last one took: however many
+// ask, the loop does other things most of the time.
+type questions struct {
+	turn chan struct{} // holds one token while nobody asks
+	rest time.Time     // whoever has the token waits until then
+}
+
+func newQuestions() *questions {
+	q := &questions{turn: make(chan struct{}, 1)}
+	q.turn <- struct{}{}
+	return q
+}
+
+// ask runs f, which says how long it took, when it is its turn.
+func (q *questions) ask(ctx context.Context, f func() (time.Duration, error)) error {
+	select {
+	case <-q.turn:
+	case <-ctx.Done():
+		return &Refusal{Status: http.StatusServiceUnavailable, Text: "Others ask the same of this master; try again"}
+	}
+	defer func() { q.turn <- struct{}{} }()
+	if wait := time.Until(q.rest); wait > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return &Refusal{Status: http.StatusServiceUnavailable, Text: "Others ask the same of this master; try again"}
+		}
+	}
+	cost, err := f()
+	q.rest = time.Now().Add(2 * cost)
+	return err
+}
+
 // explain answers why a framework or a role is not offered what it needs, as JSON. It is worked out in the loop, for it
 // reads the allocator; the allocator bounds what it looks at to some milliseconds.
 //
@@ -28,7 +64,19 @@ func (m *Master) explain(ctx context.Context, query url.Values) ([]byte, error) 
 		return nil, err
 	}
 	var answer allocator.Explanation
-	if err := m.do(ctx, func(now time.Time) { answer = m.s.allocator.Explain(q, now) }); err != nil {
+	err = m.questions.ask(ctx, func() (time.Duration, error) {
+		var cost time.Duration
+		err := m.do(ctx, func(now time.Time) {
+			begun := time.Now()
+			answer = m.s.allocator.Explain(q, now)
+			cost = time.Since(begun)
+		})
+		if err != nil {
+			return 0, err // the loop may still be at it
+		}
+		return cost, nil
+	})
+	if err != nil {
 		return nil, err
 	}
 	body, err := json.Marshal(answer)

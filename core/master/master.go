@@ -189,6 +189,8 @@ type Master struct {
 	recovered atomic.Bool
 	term      atomic.Uint64
 
+	questions *questions
+
 	s       *state // the loop's own
 	view    atomic.Pointer[view]
 	metrics *metrics
@@ -227,12 +229,13 @@ func New(cfg Config, deps Deps) (*Master, error) {
 		deps.Logger = slog.New(slog.DiscardHandler)
 	}
 	m := &Master{
-		cfg:      cfg,
-		deps:     deps,
-		log:      deps.Logger,
-		commands: make(chan command, commandQueue),
-		stopped:  make(chan struct{}),
-		metrics:  newMetrics(cfg.Now()),
+		cfg:       cfg,
+		deps:      deps,
+		log:       deps.Logger,
+		commands:  make(chan command, commandQueue),
+		stopped:   make(chan struct{}),
+		metrics:   newMetrics(cfg.Now()),
+		questions: newQuestions(),
 	}
 	m.s = newState(m, masterInfo(cfg, ip), allocator.New(allocator.Options{
 		MinAllocatable:  cfg.MinAllocatable,
@@ -295,12 +298,19 @@ func masterInfo(cfg Config, ip net.IP) *mesosv1.MasterInfo {
 		Version:  &cfg.Version,
 		Address:  &mesosv1.Address{Hostname: &cfg.Hostname, Ip: &address, Port: &port},
 		Domain:   cfg.Domain,
-		// Clients of the era fail on capabilities that they do not know: these two only.
+		// Frameworks of the era fail on capabilities that they do not know: these two only.
 		Capabilities: []*mesosv1.MasterInfo_Capability{
 			{Type: mesosv1.MasterInfo_Capability_AGENT_UPDATE.Enum()},
 			{Type: mesosv1.MasterInfo_Capability_AGENT_DRAINING.Enum()},
 		},
 	}
+}
+
+// forOperators is a master as operators and their tools see it: with all it can do.
+func forOperators(info *mesosv1.MasterInfo) *mesosv1.MasterInfo {
+	info = info.CloneVT()
+	info.Capabilities = append(info.Capabilities, &mesosv1.MasterInfo_Capability{Type: mesosv1.MasterInfo_Capability_QUOTA_V2.Enum()})
+	return info
 }
 
 // Register adds the service that agents connect to.

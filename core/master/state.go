@@ -71,7 +71,7 @@ func newState(m *Master, info *mesosv1.MasterInfo, a *allocator.Allocator) *stat
 		log:          m.log,
 		info:         info,
 		metrics:      m.metrics,
-		views:        newViewBuilder(&m.cfg, info, m.metrics),
+		views:        newViewBuilder(&m.cfg, forOperators(info), m.metrics),
 		allocator:    a,
 		frameworks:   make(map[string]*framework),
 		completedIDs: make(map[string]bool),

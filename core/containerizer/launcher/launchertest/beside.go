@@ -31,6 +31,7 @@ func Sharing(t *testing.T, with func(t testing.TB, e *Env) launcher.Launcher) {
 		{"FailedCreateHarmsNobody", failedCreateBeside},
 		{"NeverStartedEndsWithItsClient", neverStartedBeside},
 		{"KilledWithoutACgroup", killedWithoutACgroup},
+		{"LimitsOfItsOwnAreInEffect", limitsBeside},
 		{"AHundredSessionsLeaveNothing", aHundredSessions},
 	})
 }
@@ -381,6 +382,58 @@ func killedWithoutACgroup(t *testing.T, e *Env, l launcher.Launcher) {
 	}
 	if !alive(h.Pid()) {
 		t.Error("the first one ended with it")
+	}
+}
+
+func limitsBeside(t *testing.T, e *Env, l launcher.Launcher) {
+	root := e.Request("sh", "-c", "sleep 1000 & sleep 1000; true")
+	root.Proposal.Cgroup = &containerv1.CgroupResources{MemoryLimitBytes: i64(256 << 20), PidsLimit: i64(200)}
+	h := Start(t, l, root)
+	Eventually(t, "it is up", func() bool { return len(Members(t, e, root)) == 3 })
+	shares := Start(t, l, e.Beside(h, root, "sleep", "1000"))
+	limited := e.Beside(h, root, "sleep", "1000")
+	limited.Proposal.Cgroup = &containerv1.CgroupResources{MemoryLimitBytes: i64(32 << 20), PidsLimit: i64(20), CpuShares: u64(512)}
+	n := Start(t, l, limited)
+	files := map[string]string{"memory/memory.limit_in_bytes": "33554432", "pids/pids.max": "20", "cpu/cpu.shares": "512"}
+	outer := map[string]string{"memory/memory.limit_in_bytes": "268435456", "pids/pids.max": "200"}
+	if e.Cgroups.Version() == 2 {
+		files = map[string]string{"/memory.max": "33554432", "/pids.max": "20", "/cpu.weight": "59"}
+		outer = map[string]string{"/memory.max": "268435456", "/pids.max": "200"}
+	}
+	check := func(h launcher.Handle, want map[string]string) {
+		t.Helper()
+		for name, v := range want {
+			c, file, _ := strings.Cut(name, "/")
+			if b, err := os.ReadFile(filepath.Join(h.Cgroups()[c], file)); err != nil || strings.TrimSpace(string(b)) != v {
+				t.Errorf("%s = %q (%v), want %s", name, b, err, v)
+			}
+		}
+	}
+	check(n, files)
+	check(h, outer)
+	if err := n.Update(Context(t), &containerv1.CgroupResources{PidsLimit: i64(30)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Update(Context(t), &containerv1.CgroupResources{PidsLimit: i64(300)}); err != nil {
+		t.Fatal(err)
+	}
+	hog := e.Beside(h, root, "sh", "-c", "x=$(yes | head -c 150000000); exit 0")
+	hog.Proposal.Cgroup = &containerv1.CgroupResources{MemoryLimitBytes: i64(32 << 20), MemorySwapBytes: i64(32 << 20)}
+	s, _ := Run(t, l, hog)
+	if ws := syscall.WaitStatus(s); !ws.Signaled() || ws.Signal() != syscall.SIGKILL {
+		t.Errorf("Wait = %#x, want death by SIGKILL at the memory limit", s)
+	}
+	// After limits below it, one that shares and one below it can still be made; and the first is whole.
+	if _, out := Run(t, l, e.Beside(h, root, "echo", "fine")); out != "fine\n" {
+		t.Errorf("one that shares the limits says %q", out)
+	}
+	for _, x := range []launcher.Handle{h, shares, n} {
+		if !alive(x.Pid()) {
+			t.Errorf("process %d has ended", x.Pid())
+		}
+	}
+	if got := len(Members(t, e, root)); got != 5 {
+		t.Errorf("%d processes are in the first one's cgroup and below, want 5", got)
 	}
 }
 

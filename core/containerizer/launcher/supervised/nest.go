@@ -261,7 +261,7 @@ func (b *Birth) spawn(ctx context.Context, asked *containerv1.CgroupResources, r
 		}
 		return nil
 	}
-	err := b.makeGroup()
+	err := b.makeGroup(cgroup.Asks(asked) || runtime != nil)
 	if notAllowed(err) && !cgroup.Asks(asked) {
 		b.nest.log.Warn("container runs without a cgroup", "container", b.req.Container.GetId(), "error", err)
 		b.group = nil
@@ -283,13 +283,21 @@ func (b *Birth) spawn(ctx context.Context, asked *containerv1.CgroupResources, r
 	return b.group.Set(asked)
 }
 
-func (b *Birth) makeGroup() error {
+// makeGroup makes the container's cgroup. Where it is to limit something below another's, or a runtime will try to let
+// it, the processes of the other make room first: without that, on version 2, nothing could be limited, and an attempt
+// would make the group one that no process may enter.
+func (b *Birth) makeGroup(limits bool) error {
 	if b.req.Within == "" {
 		return b.group.Create()
 	}
 	outer, err := b.nest.cgroups.Group(b.req.Within)
 	if err != nil {
 		return err
+	}
+	if limits {
+		if err := outer.Vacate(); err != nil {
+			return err
+		}
 	}
 	return b.group.CreateWithin(outer)
 }
