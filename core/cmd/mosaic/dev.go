@@ -77,7 +77,7 @@ func runDev(cmd *cobra.Command, o agentOptions, ml, al net.Listener, workDir str
 	defer stopMaster()
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		err := runMaster(masterCtx, masterOptions{workDir: filepath.Join(workDir, "master"), cluster: "dev", settings: o.composition.Master, composition: o.composition}, ml, log.With("daemon", "master"))
+		err := runMaster(masterCtx, masterOptions{workDir: filepath.Join(workDir, "master"), cluster: "dev", settings: o.composition.Master, composition: o.composition}, ml, log.With("daemon", "master"), level)
 		if err == nil && gctx.Err() == nil {
 			err = errors.New("the master ended")
 		}

@@ -52,7 +52,7 @@ in its work directory. It may be killed and started again at any time; tasks go 
 			if err := o.configure(cmd); err != nil {
 				return err
 			}
-			log, _, err := newLogger(cmd.ErrOrStderr(), o.logLevel)
+			log, level, err := newLogger(cmd.ErrOrStderr(), o.logLevel)
 			if err != nil {
 				return err
 			}
@@ -64,7 +64,7 @@ in its work directory. It may be killed and started again at any time; tasks go 
 			if err := checkExposure(l, o.insecure, "listen"); err != nil {
 				return err
 			}
-			return runMaster(cmd.Context(), *o, l, log)
+			return runMaster(cmd.Context(), *o, l, log, level)
 		},
 	}
 	f := cmd.Flags()
@@ -101,7 +101,7 @@ func (o *masterOptions) configure(cmd *cobra.Command) error {
 const maxMessage = 256 << 20
 
 // runMaster runs a master on an open port until ctx ends.
-func runMaster(ctx context.Context, o masterOptions, l net.Listener, log *slog.Logger) (err error) {
+func runMaster(ctx context.Context, o masterOptions, l net.Listener, log *slog.Logger, level *slog.LevelVar) (err error) {
 	workDir, err := absolute(o.workDir)
 	if err != nil {
 		return err
@@ -122,7 +122,7 @@ func runMaster(ctx context.Context, o masterOptions, l net.Listener, log *slog.L
 		return err
 	}
 	metrics := newMetrics()
-	deps := master.Deps{Registry: store, Logger: log}
+	deps := master.Deps{Registry: store, Logger: log, LogLevel: level}
 	edgeConfig := api.Config{Version: versionInfo(), Metrics: metrics, Log: log}
 	modules, err := masterModules(ctx, o.composition, workDir, log, metrics)
 	if err != nil {

@@ -194,6 +194,23 @@ func (c *Cluster) spawn(name string, args ...string) (*daemon, error) {
 	return d, nil
 }
 
+// WaitMaster waits until the master answers.
+func (c *Cluster) WaitMaster(ctx context.Context) error {
+	m := operator.NewMaster(c.Master)
+	for {
+		_, err := m.Call(ctx, &masterv1.Call{Type: masterv1.Call_GET_HEALTH.Enum()})
+		if err == nil {
+			return nil
+		}
+		if !c.master.running() {
+			return fmt.Errorf("the master ended: %w\n%s", err, c.Logs())
+		}
+		if err := pause(ctx, 10*time.Millisecond); err != nil {
+			return fmt.Errorf("wait for the master: %w", err)
+		}
+	}
+}
+
 // WaitReady waits until the master has an active agent.
 func (c *Cluster) WaitReady(ctx context.Context) error {
 	m := operator.NewMaster(c.Master)
