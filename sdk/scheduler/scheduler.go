@@ -1,8 +1,9 @@
 // Package scheduler is a client of the scheduler API, for those who write frameworks.
 //
-// It subscribes, reconnects with backoff and resubscribes under the same framework id, follows a redirect to the
-// leading master, acknowledges updates once they have been handled, and asks for a reconciliation after each
-// reconnection. Which offers to accept and which tasks to run again is the framework's business.
+// It subscribes, reconnects with backoff and resubscribes under the same framework id and with the same roles suppressed,
+// tries each master it knows and follows a redirect to the leading one, acknowledges updates of tasks and operations once
+// they have been handled, and asks for a reconciliation after each reconnection. Which offers to accept and which tasks
+// to run again is the framework's business.
 //
 // Source: the scheduler HTTP API of Apache Mesos, version 1.
 package scheduler
@@ -69,7 +70,10 @@ var ErrNotSubscribed = errors.New("not subscribed")
 type Config struct {
 	// Master is host:port of a master; a redirect to the leader is followed.
 	Master string
-	// Framework is what to subscribe with; its id is filled in by the first SUBSCRIBED.
+	// Masters are more of them, tried in turn while no leader is found.
+	Masters []string
+	// Framework is what to subscribe with; its id is filled in by the first SUBSCRIBED. A framework that was restarted
+	// gives the id that it had: it then takes over its tasks, and is told how they are.
 	Framework *mesosv1.FrameworkInfo
 	// SuppressedRoles start without offers.
 	SuppressedRoles []string
@@ -86,10 +90,12 @@ type Client struct {
 	hc  *http.Client
 	log *slog.Logger
 
-	mu        sync.Mutex // guards what follows
-	framework *mesosv1.FrameworkInfo
-	streamID  string
-	leader    string // host:port that took the subscription; calls go there
+	mu         sync.Mutex // guards what follows
+	framework  *mesosv1.FrameworkInfo
+	suppressed suppressed
+	operations bool // some of the framework's operations have ids: their states are asked for
+	streamID   string
+	leader     string // host:port that took the subscription; calls go there
 }
 
 // New returns a client; nothing is dialed before Run.
@@ -105,8 +111,11 @@ func New(cfg Config) *Client {
 	t.Proxy = nil
 	t.DialContext = (&net.Dialer{Timeout: 5 * time.Second}).DialContext
 	t.DisableCompression = true
+	if cfg.Master != "" {
+		cfg.Masters = append([]string{cfg.Master}, cfg.Masters...)
+	}
 	return &Client{
-		cfg: cfg, log: log, framework: cfg.Framework.CloneVT(),
+		cfg: cfg, log: log, framework: cfg.Framework.CloneVT(), suppressed: suppress(cfg.SuppressedRoles),
 		hc: &http.Client{Transport: t, CheckRedirect: redirected},
 	}
 }
@@ -138,8 +147,8 @@ func (c *Client) Run(ctx context.Context, handle func(context.Context, *schedule
 	b.MaxInterval = c.cfg.MaxBackoff
 	defer c.hc.CloseIdleConnections()
 	lost := time.Now()
-	for {
-		subscribed, err := c.session(ctx, handle)
+	for attempt := 0; ; attempt++ {
+		subscribed, err := c.session(ctx, c.master(attempt), handle)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -148,6 +157,7 @@ func (c *Client) Run(ctx context.Context, handle func(context.Context, *schedule
 		}
 		if subscribed {
 			b.Reset()
+			attempt-- // who led last may still
 			lost = time.Now()
 		} else if c.cfg.GiveUpAfter > 0 && time.Since(lost) > c.cfg.GiveUpAfter {
 			return err
@@ -160,6 +170,14 @@ func (c *Client) Run(ctx context.Context, handle func(context.Context, *schedule
 		case <-time.After(pause):
 		}
 	}
+}
+
+// master is whom an attempt begins with.
+func (c *Client) master(attempt int) string {
+	if len(c.cfg.Masters) == 0 {
+		return ""
+	}
+	return c.cfg.Masters[attempt%len(c.cfg.Masters)]
 }
 
 // handlerError marks errors of the framework's own handler, which end Run.
@@ -183,8 +201,9 @@ func unwrapHandler(err error) error {
 	return err
 }
 
-// session is one subscription from SUBSCRIBE to the end of the stream. It says whether SUBSCRIBED came.
-func (c *Client) session(ctx context.Context, handle func(context.Context, *schedulerv1.Event) error) (bool, error) {
+// session is one subscription, beginning with a master, from SUBSCRIBE to the end of the stream. It says whether
+// SUBSCRIBED came.
+func (c *Client) session(ctx context.Context, master string, handle func(context.Context, *schedulerv1.Event) error) (bool, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	c.mu.Lock()
@@ -193,7 +212,7 @@ func (c *Client) session(ctx context.Context, handle func(context.Context, *sche
 	again := framework.GetId() != nil
 	watchdog := time.AfterFunc(subscribeTimeout, func() { cancel(errSilent) })
 	defer watchdog.Stop()
-	resp, err := c.subscribe(ctx, framework)
+	resp, err := c.subscribe(ctx, master, framework)
 	if err != nil {
 		return false, orSilent(ctx, err)
 	}
@@ -252,7 +271,8 @@ func orSilent(ctx context.Context, err error) error {
 	return err
 }
 
-// afterEvent does what every framework must: acknowledge updates, reconcile after a reconnection.
+// afterEvent does what every framework must: acknowledge updates, reconcile after a reconnection. Updates that were not
+// acknowledged come again.
 func (c *Client) afterEvent(ctx context.Context, event *schedulerv1.Event, again bool) error {
 	switch event.GetType() {
 	case schedulerv1.Event_UPDATE:
@@ -261,10 +281,25 @@ func (c *Client) afterEvent(ctx context.Context, event *schedulerv1.Event, again
 			return nil
 		}
 		return c.Acknowledge(ctx, status)
-	case schedulerv1.Event_SUBSCRIBED:
-		if again {
-			return c.Call(ctx, &schedulerv1.Call{Type: schedulerv1.Call_RECONCILE.Enum(), Reconcile: &schedulerv1.Call_Reconcile{}})
+	case schedulerv1.Event_UPDATE_OPERATION_STATUS:
+		status := event.GetUpdateOperationStatus().GetStatus()
+		c.setOperations()
+		if len(status.GetUuid().GetValue()) == 0 {
+			return nil
 		}
+		return c.AcknowledgeOperation(ctx, status)
+	case schedulerv1.Event_SUBSCRIBED:
+		if !again {
+			return nil
+		}
+		err := c.Reconcile(ctx)
+		c.mu.Lock()
+		operations := c.operations
+		c.mu.Unlock()
+		if operations && err == nil {
+			err = c.ReconcileOperations(ctx)
+		}
+		return err
 	}
 	return nil
 }
@@ -275,13 +310,16 @@ func (c *Client) setStream(id, leader string) {
 	c.streamID, c.leader = id, leader
 }
 
-func (c *Client) subscribe(ctx context.Context, framework *mesosv1.FrameworkInfo) (*http.Response, error) {
+func (c *Client) subscribe(ctx context.Context, master string, framework *mesosv1.FrameworkInfo) (*http.Response, error) {
+	c.mu.Lock()
+	roles := c.suppressed.list()
+	c.mu.Unlock()
 	call := &schedulerv1.Call{
 		FrameworkId: framework.GetId(),
 		Type:        schedulerv1.Call_SUBSCRIBE.Enum(),
-		Subscribe:   &schedulerv1.Call_Subscribe{FrameworkInfo: framework, SuppressedRoles: c.cfg.SuppressedRoles},
+		Subscribe:   &schedulerv1.Call_Subscribe{FrameworkInfo: framework, SuppressedRoles: roles},
 	}
-	resp, err := c.post(ctx, c.cfg.Master, "", call)
+	resp, err := c.post(ctx, master, "", call)
 	if err != nil {
 		return nil, err
 	}
@@ -342,64 +380,4 @@ func (c *Client) post(ctx context.Context, addr, stream string, call *schedulerv
 		return nil, fmt.Errorf("%s at master %s: %w", call.GetType(), addr, err)
 	}
 	return resp, nil
-}
-
-// Accept uses offers of one agent for operations. refuse says for how long the rest is not wanted.
-func (c *Client) Accept(ctx context.Context, offers []*mesosv1.OfferID, ops []*mesosv1.Offer_Operation, refuse time.Duration) error {
-	return c.Call(ctx, &schedulerv1.Call{
-		Type: schedulerv1.Call_ACCEPT.Enum(),
-		Accept: &schedulerv1.Call_Accept{
-			OfferIds: offers, Operations: ops, Filters: filters(refuse),
-		},
-	})
-}
-
-// Decline gives offers back. refuse says for how long the same is not wanted again.
-func (c *Client) Decline(ctx context.Context, offers []*mesosv1.OfferID, refuse time.Duration) error {
-	return c.Call(ctx, &schedulerv1.Call{
-		Type:    schedulerv1.Call_DECLINE.Enum(),
-		Decline: &schedulerv1.Call_Decline{OfferIds: offers, Filters: filters(refuse)},
-	})
-}
-
-func filters(refuse time.Duration) *mesosv1.Filters {
-	s := refuse.Seconds()
-	return &mesosv1.Filters{RefuseSeconds: &s}
-}
-
-// Kill asks for the end of a task; its terminal update comes as an event.
-func (c *Client) Kill(ctx context.Context, task *mesosv1.TaskID, agent *mesosv1.AgentID) error {
-	return c.Call(ctx, &schedulerv1.Call{
-		Type: schedulerv1.Call_KILL.Enum(),
-		Kill: &schedulerv1.Call_Kill{TaskId: task, AgentId: agent},
-	})
-}
-
-// Acknowledge says that an update has been handled. Run does it by itself.
-func (c *Client) Acknowledge(ctx context.Context, status *mesosv1.TaskStatus) error {
-	return c.Call(ctx, &schedulerv1.Call{
-		Type: schedulerv1.Call_ACKNOWLEDGE.Enum(),
-		Acknowledge: &schedulerv1.Call_Acknowledge{
-			AgentId: status.GetAgentId(), TaskId: status.GetTaskId(), Uuid: status.GetUuid(),
-		},
-	})
-}
-
-// Suppress stops offers for the roles (all without any) until Revive.
-func (c *Client) Suppress(ctx context.Context, roles ...string) error {
-	return c.Call(ctx, &schedulerv1.Call{
-		Type: schedulerv1.Call_SUPPRESS.Enum(), Suppress: &schedulerv1.Call_Suppress{Roles: roles},
-	})
-}
-
-// Revive asks for offers again and drops filters, for the roles (all without any).
-func (c *Client) Revive(ctx context.Context, roles ...string) error {
-	return c.Call(ctx, &schedulerv1.Call{
-		Type: schedulerv1.Call_REVIVE.Enum(), Revive: &schedulerv1.Call_Revive{Roles: roles},
-	})
-}
-
-// Teardown ends the framework: its tasks are killed and its id cannot be used again.
-func (c *Client) Teardown(ctx context.Context) error {
-	return c.Call(ctx, &schedulerv1.Call{Type: schedulerv1.Call_TEARDOWN.Enum()})
 }
