@@ -27,12 +27,15 @@ type agent struct {
 	gpus      bool
 
 	amounts  vector          // scalars of total, as counted in Allocator.total
+	counted  vector          // of free, as counted in Allocator.spare
 	reserved map[*top]vector // scalars reserved below each top-level role
 
 	active  bool
 	removed bool
 	dirty   bool // in Allocator.dirty
-	held    bool // in Allocator.held
+
+	heldPlace int    // in Allocator.held, counted from 1; 0 if it is not there
+	cut       uint64 // what was kept back: a bit for each name
 
 	// Clients that can be offered nothing are not asked again in vain. Who can have nothing of
 	// some resources can have nothing of a part of them either, so what is learnt lasts while
@@ -43,6 +46,7 @@ type agent struct {
 	refusedNow  bitset
 
 	sharedCycle uint64 // cycle in which the shared volumes were last offered
+	looked      uint64 // cycle in which it was last looked at
 }
 
 // blocked says whether a client is known to get nothing of what is free.
@@ -138,12 +142,14 @@ func (a *Allocator) RemoveAgent(id string) {
 		a.forget(fw)
 	}
 	a.setTotal(ag, resources.Set{})
+	a.unhold(ag)
 	for _, c := range a.clients {
 		if c != nil {
 			a.dropFilters(c, ag)
 		}
 	}
 	ag.removed = true
+	a.recount(ag)
 	delete(a.agents, id)
 	last := a.agentList[len(a.agentList)-1]
 	a.agentList[ag.place], last.place = last, ag.place
@@ -164,6 +170,7 @@ func (a *Allocator) UpdateAgentTotal(id string, total resources.Set) {
 func (a *Allocator) ActivateAgent(id string) {
 	if ag := a.agents[id]; ag != nil && !ag.active {
 		ag.active = true
+		a.recount(ag)
 		a.touch(ag)
 	}
 }
@@ -173,7 +180,8 @@ func (a *Allocator) ActivateAgent(id string) {
 func (a *Allocator) DeactivateAgent(id string) {
 	if ag := a.agents[id]; ag != nil {
 		ag.active = false
-		a.moved = true
+		a.recount(ag)
+		a.unhold(ag) // it is looked at when it is active again
 	}
 }
 
@@ -187,6 +195,7 @@ func (a *Allocator) SetWhitelist(hostnames []string) {
 		}
 	}
 	for _, ag := range a.agentList {
+		a.recount(ag)
 		a.touch(ag)
 	}
 }
@@ -198,7 +207,6 @@ func (a *Allocator) candidate(ag *agent) bool {
 
 // touch has the agent looked at in the next cycle.
 func (a *Allocator) touch(ag *agent) {
-	a.moved = true
 	if !ag.dirty {
 		ag.dirty = true
 		a.dirty = append(a.dirty, ag)
@@ -211,6 +219,7 @@ func (a *Allocator) setTotal(ag *agent, total resources.Set) {
 	a.total.add(before, -1)
 	for t, v := range ag.reserved {
 		t.reserved.add(v, -1)
+		defer a.release(t)
 	}
 	total = total.Unallocate()
 	ag.total, ag.shared = total, total.Shared()
@@ -225,7 +234,10 @@ func (a *Allocator) setTotal(ag *agent, total resources.Set) {
 			ag.reserved = make(map[*top]vector)
 		}
 		t := a.top(e.ReservedTo())
-		v := ag.reserved[t]
+		v, known := ag.reserved[t]
+		if !known {
+			t.refs++
+		}
 		*v.at(a.index(e.Name())) += e.Milli()
 		ag.reserved[t] = v
 	}
@@ -249,7 +261,18 @@ func (a *Allocator) refresh(ag *agent) {
 		clear(ag.refusedBase)
 	}
 	ag.whole = ag.free.Contains(ag.base)
+	a.recount(ag)
 	a.touch(ag)
+}
+
+// recount counts what an agent has free that guarantees may need.
+func (a *Allocator) recount(ag *agent) {
+	a.spare.add(ag.counted, -1)
+	ag.counted = ag.counted[:0]
+	if a.candidate(ag) {
+		a.addCounted(&ag.counted, ag.free)
+	}
+	a.spare.add(ag.counted, 1)
 }
 
 // charge books resources, each with the role it is allocated to, on a framework. Places in

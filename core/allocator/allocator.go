@@ -97,10 +97,11 @@ type Allocator struct {
 	tops   map[string]*top
 	resort bool // the total changed: every share is out of date
 
-	quotas     int      // how many top-level roles have one
+	quotas     []*top   // top-level roles that have one, in any order
 	guaranteed vector   // sum of all guarantees, to know which resources any guarantee names
-	held       []*agent // agents with resources kept back for quota; may hold removed ones
-	moved      bool     // something changed that may let kept back resources go
+	spare      vector   // free on all candidates, neither reserved nor revocable
+	held       []*agent // with resources that quotas kept back in an earlier cycle, in any order
+	surplus    vector   // beyond guarantees when the last cycle ended: see headroom.grown
 
 	filters  filterHeap
 	aside    []*framework // offered nothing for a while: see ExpireOffer

@@ -326,7 +326,7 @@ func (x *explainer) amounts(c *client, ag *agent, s []step) []step {
 	}
 	available := x.withShared(ag, c, x.usable(c.framework, ag.free.AllocatableTo(c.role.name)))
 	if x.headroom != nil {
-		available, _ = x.chop(x.headroom, c.role.top, available)
+		available, _, _ = x.chop(x.headroom, c.role.top, available)
 	}
 	if !enough(c.minimum, available) && !x.covered(c.minimum) {
 		s = append(s, step{code: StepMinimum, cost: stepCosts[StepMinimum]})

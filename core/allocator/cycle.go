@@ -27,15 +27,26 @@ func (a *Allocator) Allocate(now time.Time) []Offer {
 		a.sortAll(a.root)
 		a.resort = false
 	}
+	c := &cycle{Allocator: a}
 	agents := a.candidates()
-	if len(agents) == 0 || len(a.root.children) == 0 {
+	if len(a.root.children) == 0 {
 		return nil
 	}
-
-	c := &cycle{Allocator: a}
-	if a.quotas > 0 {
+	if len(a.quotas) > 0 && len(agents)+len(a.held) > 0 {
 		c.headroom = a.newHeadroom()
 		c.made = make(map[offerKey]int)
+	}
+	c.stages(agents)
+	c.serveHeld()
+	for _, ag := range c.again {
+		a.touch(ag)
+	}
+	return c.offers
+}
+
+// stages hands out agents: first to roles whose guarantee is unmet, then to all.
+func (c *cycle) stages(agents []*agent) {
+	if c.headroom != nil {
 		c.guarantees = true
 		for _, ag := range agents {
 			if c.headroom.lacking == 0 {
@@ -48,41 +59,74 @@ func (a *Allocator) Allocate(now time.Time) []Offer {
 	for _, ag := range agents {
 		c.serve(ag)
 	}
-	return c.offers
+}
+
+// serveHeld looks again at agents of which quotas kept something back in an earlier cycle, as far
+// as there is more room than there was then.
+func (c *cycle) serveHeld() {
+	if c.headroom == nil || len(c.held) == 0 {
+		return
+	}
+	defer c.remember(c.headroom)
+	const some = 32 // offers made before it is seen what room they left
+	grown := c.grown(c.headroom)
+	if grown == 0 {
+		return
+	}
+	var list []*agent
+	for _, ag := range c.held {
+		if ag.cut&grown != 0 && ag.looked != c.cycle {
+			list = append(list, ag)
+		}
+	}
+	c.shuffle(list)
+	// One after another: rooms only shrink, and most end when little of the list is done.
+	next := len(c.offers) + some
+	for i := range list {
+		if len(c.offers) >= next {
+			next = len(c.offers) + some
+			if grown = c.grown(c.headroom); grown == 0 {
+				return
+			}
+		}
+		if list[i].cut&grown != 0 {
+			c.unhold(list[i])
+			c.stages(list[i : i+1])
+		}
+	}
 }
 
 // candidates returns the agents to look at, in random order, and notes that they are being looked
 // at. The order is a matter of their ids and of the cycle only: neither when they were added nor
 // what happened to them counts.
 func (a *Allocator) candidates() []*agent {
-	// What was kept back for quota may be free to go once anything has moved anywhere.
-	if a.moved {
-		for _, ag := range a.held {
-			ag.held = false
-			a.touch(ag)
-		}
-		a.held = a.held[:0]
-		a.moved = false
-	}
 	var out []*agent
 	for _, ag := range a.dirty {
 		ag.dirty = false
+		a.unhold(ag)
 		if a.candidate(ag) && !ag.free.Empty() {
+			ag.looked = a.cycle
 			out = append(out, ag)
 		}
 	}
+	clear(a.dirty)
 	a.dirty = a.dirty[:0]
+	a.shuffle(out)
+	return out
+}
+
+// shuffle puts agents in random order.
+func (a *Allocator) shuffle(agents []*agent) {
 	salt := a.random.Uint64()
-	for _, ag := range out {
+	for _, ag := range agents {
 		ag.turn = mix(ag.hash ^ salt)
 	}
-	slices.SortFunc(out, func(x, y *agent) int {
+	slices.SortFunc(agents, func(x, y *agent) int {
 		if x.turn != y.turn {
 			return cmp.Compare(x.turn, y.turn)
 		}
 		return cmp.Compare(x.id, y.id)
 	})
-	return out
 }
 
 // mix spreads the bits of a number over all of it.
@@ -109,6 +153,8 @@ type cycle struct {
 	charged    []*client        // given something on this agent; to be put in their places
 	plain      bool             // nothing of this agent is reserved or revocable
 	available  resources.Set    // of this agent, what the role whose turn it is may have
+	amounts    vector           // of this agent, if it is plain, what is free
+	again      []*agent         // to be looked at in the next cycle
 }
 
 func isPlain(s resources.Set) bool {
@@ -126,9 +172,13 @@ func (c *cycle) serve(ag *agent) {
 	if ag.free.Empty() {
 		return
 	}
-	if c.plain = isPlain(ag.free); c.plain && c.root.hopeless == c.cycle {
-		c.hold(ag)
-		return
+	if c.plain = isPlain(ag.free); c.plain && c.headroom != nil {
+		if c.root.hopeless == c.cycle {
+			c.hold(ag, everything)
+			return
+		}
+		c.amounts = c.amounts[:0]
+		c.addCounted(&c.amounts, ag.free)
 	}
 	c.visit(c.root, ag)
 	for _, cl := range c.charged {
@@ -159,7 +209,7 @@ func (c *cycle) visit(n *node, ag *agent) bool {
 func (c *cycle) visitChild(n *node, ag *agent) bool {
 	switch {
 	case c.plain && n.hopeless == c.cycle:
-		c.hold(ag)
+		c.hold(ag, everything)
 		return true
 	case n.leaf != nil:
 		c.offerRole(n.leaf, ag)
@@ -207,11 +257,11 @@ func (c *cycle) offerClient(r *role, ag *agent, cl *client) bool {
 	}
 	if c.headroom != nil && c.plain {
 		// What a role may have only shrinks during a cycle: no need to ask twice.
-		if cl.hopeless != c.cycle && !c.possible(c.headroom, r.top, cl) {
+		if cl.hopeless != c.cycle && !c.possible(c.headroom, r.top, cl, nil) {
 			c.giveUp(cl)
 		}
-		if cl.hopeless == c.cycle {
-			c.hold(ag)
+		if cl.hopeless == c.cycle || ag.shared.Empty() && !c.possible(c.headroom, r.top, cl, c.amounts) {
+			c.hold(ag, everything)
 			return true
 		}
 	}
@@ -222,15 +272,15 @@ func (c *cycle) offerClient(r *role, ag *agent, cl *client) bool {
 	}
 	if ag.sharedCycle == c.cycle {
 		if offerable = offerable.NonShared(); !c.wanted(ag, cl, offerable) {
-			c.hold(ag)
+			c.again = append(c.again, ag)
 			return true
 		}
 	}
 	if c.headroom != nil {
-		whole := offerable
-		progress := false
-		if offerable, progress = c.chop(c.headroom, r.top, whole); offerable.Len() < whole.Len() || !offerable.Equal(whole) {
-			c.hold(ag)
+		var progress bool
+		var cut uint64
+		if offerable, progress, cut = c.chop(c.headroom, r.top, offerable); cut != 0 {
+			c.hold(ag, cut)
 		}
 		if c.guarantees && !progress {
 			return false // all frameworks of the role would get the same
@@ -307,7 +357,13 @@ func (c *cycle) give(ag *agent, cl *client, s resources.Set) {
 	if own.Len() != s.Len() {
 		ag.sharedCycle = c.cycle
 	}
-	counted := c.scalars(countedForQuota(own))
+	counted := make(vector, 0, 8)
+	c.addCounted(&counted, own)
+	ag.counted.add(counted, -1)
+	c.spare.add(counted, -1)
+	if c.plain {
+		c.amounts.add(counted, -1)
+	}
 	if c.headroom != nil {
 		c.headroom.give(cl.role.top, counted)
 	}
@@ -337,12 +393,29 @@ func (c *cycle) give(ag *agent, cl *client, s resources.Set) {
 	c.offers = append(c.offers, Offer{FrameworkID: fw.id, Role: cl.role.name, AgentID: ag.id, Resources: allocated})
 }
 
+// everything stands for all names where it is not known which were in the way.
+const everything = ^uint64(0)
+
 // hold notes that something of an agent is kept back for quota.
-func (c *cycle) hold(ag *agent) {
-	if !ag.held {
-		ag.held = true
-		c.held = append(c.held, ag)
+func (a *Allocator) hold(ag *agent, cut uint64) {
+	ag.cut |= cut
+	if ag.heldPlace == 0 {
+		a.held = append(a.held, ag)
+		ag.heldPlace = len(a.held)
 	}
+}
+
+// unhold undoes hold.
+func (a *Allocator) unhold(ag *agent) {
+	ag.cut = 0
+	if ag.heldPlace == 0 {
+		return
+	}
+	last := a.held[len(a.held)-1]
+	a.held[ag.heldPlace-1], last.heldPlace = last, ag.heldPlace
+	a.held[len(a.held)-1] = nil
+	a.held = a.held[:len(a.held)-1]
+	ag.heldPlace = 0
 }
 
 // lacking says whether any guarantee of the role is unmet.

@@ -160,7 +160,7 @@ func (a *Allocator) Explain(q Question, now time.Time) Explanation {
 		a.sortAll(a.root)
 		a.resort = false
 	}
-	if a.quotas > 0 {
+	if len(a.quotas) > 0 {
 		x.headroom = a.newHeadroom()
 		x.limits = &headroom{available: unboundedLike(x.headroom)}
 	}

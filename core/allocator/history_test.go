@@ -344,7 +344,7 @@ func (h *history) checkGuarantees(t *testing.T, step int) {
 func (h *history) checkNothingLeft(t *testing.T, step int) {
 	t.Helper()
 	var room *headroom
-	if h.quotas > 0 {
+	if len(h.quotas) > 0 {
 		room = h.newHeadroom()
 	}
 	for _, ag := range h.agentList {
@@ -360,7 +360,7 @@ func (h *history) checkNothingLeft(t *testing.T, step int) {
 				continue
 			}
 			if s = s.NonShared(); room != nil {
-				s, _ = h.chop(room, cl.role.top, s)
+				s, _, _ = h.chop(room, cl.role.top, s)
 			}
 			if !s.Empty() && h.wanted(ag, cl, s) {
 				t.Fatalf("step %d: %s of agent %s was left, though %s would have it in %s", step, s, ag.id, cl.framework.id, cl.role.name)

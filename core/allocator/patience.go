@@ -37,6 +37,11 @@ func (a *Allocator) ExpireOffer(frameworkID, agentID string, s resources.Set, no
 	if fw == nil {
 		return
 	}
+	if !fw.known { // gone, or not back yet: nobody who could answer
+		a.recover(fw, a.agents[agentID], s, time.Time{})
+		a.forget(fw)
+		return
+	}
 	lease = max(lease, a.options.MinFilter)
 	made := now.Add(-lease)
 	if !fw.answered.Before(made) && !fw.answered.IsZero() {

@@ -147,9 +147,9 @@ func (g *reasons) free(ag *agent) {
 	}
 	part := available
 	if h := g.headroom; h != nil {
-		part, _ = g.chop(h, c.role.top, available)
+		part, _, _ = g.chop(h, c.role.top, available)
 		if part.NonShared().Empty() || !enough(c.minimum, part) {
-			within, _ := g.chop(g.limits, c.role.top, available)
+			within, _, _ := g.chop(g.limits, c.role.top, available)
 			if within.NonShared().Empty() || !enough(c.minimum, within) {
 				g.add(ag, QuotaLimit, "")
 			} else {

@@ -30,6 +30,9 @@ type node struct {
 	// whether that is all of them.
 	countedIn, hopeless uint64
 	without             int
+
+	drawnIn uint64 // cycle that turns is for
+	turns   turns[*node]
 }
 
 // role is a role that frameworks are in, or have something in.
@@ -39,6 +42,9 @@ type role struct {
 	top     *top
 	clients []*client // those that can be offered something, in the order of their turn
 	members int       // all clients
+
+	drawnIn uint64 // cycle that turns is for
+	turns   turns[*client]
 }
 
 // client is a framework in one of its roles.
@@ -72,6 +78,7 @@ func (a *Allocator) role(name string) *role {
 	}
 	r := &role{name: name, top: a.top(name), node: a.node(name).child(".")}
 	r.node.leaf = r
+	r.top.refs++
 	a.roles[name] = r
 	return r
 }
@@ -110,6 +117,7 @@ func (a *Allocator) dropRole(r *role) {
 	delete(a.roles, r.name)
 	r.node.leaf = nil
 	r.node.prune()
+	a.release(r.top)
 }
 
 // SetWeight sets the weight of a role, in the place it has among its siblings. 1 is the

@@ -10,27 +10,40 @@ type turns[T any] struct {
 	most   float64         // the largest weight
 }
 
-// order returns the children of a node, to be drawn by weight.
+// order returns the children of a node, to be drawn by weight. The list is made once in a cycle:
+// drawing leaves a permutation of it, which is as good to draw from.
 func (c *cycle) order(n *node) turns[*node] {
-	t := turns[*node]{list: append([]*node(nil), n.children...)}
+	if n.drawnIn == c.cycle {
+		return n.turns
+	}
+	n.drawnIn = c.cycle
+	t := turns[*node]{list: append(n.turns.list[:0], n.children...)}
 	for _, x := range t.list {
 		if t.most = max(t.most, x.weight); x.weight != t.list[0].weight {
-			t.weight = func(n *node) float64 { return n.weight }
+			t.weight = (*node).chance
 		}
 	}
+	n.turns = t
 	return t
 }
 
+func (n *node) chance() float64 { return n.weight }
+
 // inTurn returns the frameworks of a role that can be offered something, to be drawn.
 func (c *cycle) inTurn(r *role) turns[*client] {
-	return turns[*client]{list: append([]*client(nil), r.clients...)}
+	if r.drawnIn != c.cycle {
+		r.drawnIn = c.cycle
+		r.turns.list = append(r.turns.list[:0], r.clients...)
+	}
+	return r.turns
 }
 
 // next draws one. The list must not be empty.
 func (t *turns[T]) next(random *rand.Rand) T {
 	i := t.draw(random)
 	x, last := t.list[i], len(t.list)-1
-	t.list[i], t.list = t.list[last], t.list[:last]
+	t.list[i], t.list[last] = t.list[last], x
+	t.list = t.list[:last]
 	return x
 }
 
