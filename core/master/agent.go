@@ -5,6 +5,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/mosaic-cluster/mosaic/core/registry"
@@ -103,6 +104,13 @@ func (s *state) refuseAgent(c *agentConn, fatal bool, format string, args ...any
 	c.out.close()
 }
 
+// shutDown ends a stream with the order to end all tasks and then the agent.
+func (s *state) shutDown(c *agentConn, why string) {
+	s.log.Warn("agent shut down", "reason", why)
+	c.out.push(s.message(&clusterv1.ToAgent{Message: &clusterv1.ToAgent_Shutdown{Shutdown: &clusterv1.Shutdown{Message: why}}}))
+	c.out.close()
+}
+
 // hello registers an agent: a new one, one whose stream broke, one that a former master admitted, or
 // one that was unreachable.
 func (s *state) hello(c *agentConn, h *clusterv1.Hello, now time.Time) {
@@ -121,6 +129,9 @@ func (s *state) hello(c *agentConn, h *clusterv1.Hello, now time.Time) {
 	}
 	// Not for good: an agent with another configuration may come back with its tasks.
 	switch {
+	case !versionAtLeast(h.GetVersion(), minAgentVersion):
+		s.refuseAgent(c, false, "the agent has version %q, want %v or later", h.GetVersion(), minAgentVersion)
+		return
 	case s.cfg.RequireAgentDomain && info.GetDomain().GetFaultDomain() == nil:
 		s.refuseAgent(c, false, "the agent has no fault domain, and this master requires one")
 		return
@@ -134,7 +145,7 @@ func (s *state) hello(c *agentConn, h *clusterv1.Hello, now time.Time) {
 		return
 	}
 	if _, ok := s.gone[id]; ok {
-		s.refuseAgent(c, true, "agent %s was marked gone and may not return", id)
+		s.shutDown(c, "Agent "+id+" was marked gone and may not return")
 		return
 	}
 	if a := s.agents[id]; a != nil {
@@ -186,6 +197,30 @@ func (s *state) hello(c *agentConn, h *clusterv1.Hello, now time.Time) {
 		s.forgetRecovered(id)
 		s.register(c, h, record, wasUnreachable, now)
 	})
+}
+
+// minAgentVersion is the oldest version of an agent that may register.
+const minAgentVersion = "1.0.0"
+
+// versionAtLeast compares dotted numbers; what comes after the third, or after the number, does not count.
+func versionAtLeast(version, least string) bool {
+	parse := func(text string) (v [3]int, ok bool) {
+		for i, part := range strings.SplitN(text, ".", 4) {
+			if i == len(v) {
+				break
+			}
+			digits := part[:len(part)-len(strings.TrimLeft(part, "0123456789"))]
+			n, err := strconv.Atoi(digits)
+			if err != nil {
+				return v, false
+			}
+			v[i] = n
+		}
+		return v, true
+	}
+	a, ok := parse(version)
+	b, _ := parse(least)
+	return ok && slices.Compare(a[:], b[:]) >= 0
 }
 
 // validateAgent says what is wrong with a Hello.

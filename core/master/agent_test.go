@@ -521,8 +521,8 @@ func TestAgentThatIsGoneMayNotReturn(t *testing.T) {
 		c.agents = append(c.agents, a)
 		a.connect()
 		c.settle()
-		if r := one(t, "messages", a.take()).GetRefused(); !r.GetFatal() {
-			t.Errorf("message = %v, want a fatal Refused", r)
+		if m := one(t, "messages", a.take()); m.GetShutdown() == nil {
+			t.Errorf("message = %v, want Shutdown: its tasks must not go on either", m)
 		}
 	})
 }
@@ -546,4 +546,13 @@ func TestDeactivatedAgentIsNotOffered(t *testing.T) {
 			t.Errorf("agent = %v, want it deactivated", x)
 		}
 	})
+}
+
+func TestAgentsOlderThanTheOldestThatIsKnownAreRefused(t *testing.T) {
+	for version, want := range map[string]bool{"1.0.0": true, "1.12.0": true, "2": true, "1.11.0-rc1": true, "1.0": true,
+		"0.28.2": false, "": false, "new": false, "-1.0.0": false} {
+		if got := versionAtLeast(version, minAgentVersion); got != want {
+			t.Errorf("versionAtLeast(%q, %q) = %v, want %v", version, minAgentVersion, got, want)
+		}
+	}
 }

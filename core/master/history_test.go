@@ -17,6 +17,7 @@ type randomHistory struct {
 	rand       *rand.Rand
 	schedulers []*scheduler
 	held       map[*scheduler][]*mesosv1.Offer
+	asked      map[*scheduler][]*mesosv1.InverseOffer
 	unacked    map[*scheduler][]*mesosv1.TaskStatus
 	away       map[*fakeAgent]bool
 	tasks      int
@@ -31,6 +32,7 @@ func TestRandomHistoriesNeitherLoseNorDoubleResources(t *testing.T) {
 					cluster: c,
 					rand:    rand.New(rand.NewPCG(seed, 1)),
 					held:    make(map[*scheduler][]*mesosv1.Offer),
+					asked:   make(map[*scheduler][]*mesosv1.InverseOffer),
 					unacked: make(map[*scheduler][]*mesosv1.TaskStatus),
 					away:    make(map[*fakeAgent]bool),
 				}
@@ -71,6 +73,7 @@ func (h *randomHistory) newScheduler(i int) {
 func (h *randomHistory) take(s *scheduler, events []*schedulerv1.Event) {
 	for _, e := range events {
 		h.held[s] = append(h.held[s], e.GetOffers().GetOffers()...)
+		h.asked[s] = append(h.asked[s], e.GetInverseOffers().GetInverseOffers()...)
 		if r := e.GetRescind(); r != nil {
 			for i, o := range h.held[s] {
 				if o.GetId().GetValue() == r.GetOfferId().GetValue() {
@@ -95,7 +98,7 @@ func (h *randomHistory) collect() {
 func (h *randomHistory) step() {
 	s := h.schedulers[h.rand.IntN(len(h.schedulers))]
 	a := h.agents[h.rand.IntN(len(h.agents))]
-	what := h.rand.IntN(12)
+	what := h.rand.IntN(13)
 	h.log = append(h.log, fmt.Sprintf("%d(%s,%s)", what, s.id, a.id()))
 	connected := !s.stream.closed()
 	switch {
@@ -139,7 +142,7 @@ func (h *randomHistory) step() {
 			s.stream.Close()
 			h.settle()
 		}
-		h.held[s] = nil
+		h.held[s], h.asked[s] = nil, nil
 		h.take(s, s.subscribe())
 	case what == 9 && h.tasks > 0 && connected:
 		h.take(s, s.kill(fmt.Sprintf("t%d", h.rand.IntN(h.tasks)+1)))
@@ -154,6 +157,15 @@ func (h *randomHistory) step() {
 			}
 			h.newScheduler(len(h.log))
 		}
+	case what == 11: // the machine of all agents is to go away, or is not
+		if h.rand.IntN(2) == 0 {
+			h.must(scheduleCall(window(time.Unix(h.rand.Int64N(3), 0), "agent.example")))
+		} else {
+			h.must(scheduleCall())
+		}
+	case what == 12 && connected && len(h.asked[s]) > 0:
+		h.take(s, s.answerInverse(h.rand.IntN(2) == 0, float64(h.rand.IntN(20)), h.asked[s][0]))
+		h.asked[s] = h.asked[s][1:]
 	default:
 		h.pass(time.Duration(h.rand.IntN(30)) * time.Second)
 	}
@@ -179,6 +191,19 @@ func (h *randomHistory) check() {
 		if v.framework(o.proto.GetFrameworkId().GetValue()) == nil {
 			h.Errorf("offer %v is of a framework that is not there", o.proto.GetId())
 		}
+	}
+	asked := make(map[string]bool)
+	for o := range v.inverses.all() {
+		f, a := o.GetFrameworkId().GetValue(), o.GetAgentId().GetValue()
+		switch {
+		case v.framework(f) == nil || !v.framework(f).connected:
+			h.Errorf("inverse offer %v is of a framework that is not there", o.GetId())
+		case len(v.schedule.GetWindows()) == 0:
+			h.Errorf("inverse offer %v without a window", o.GetId())
+		case asked[f+" "+a]:
+			h.Errorf("framework %s is asked twice about agent %s", f, a)
+		}
+		asked[f+" "+a] = true
 	}
 }
 

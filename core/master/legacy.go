@@ -173,11 +173,17 @@ func (m *Master) legacyState(v *view) []byte {
 	b = integer(b, "activated_slaves", active)
 	b = integer(b, "deactivated_slaves", int64(v.agents.length)-active)
 	b = integer(b, "unreachable_slaves", int64(v.away))
+	if v.info.Domain != nil {
+		b = message(b, "domain", v.info.Domain)
+	}
 	b = text(b, "leader", v.info.GetPid())
 	b = object(b, "leader_info", func(b []byte) []byte {
 		b = text(b, "id", v.info.GetId())
 		b = text(b, "pid", v.info.GetPid())
 		b = integer(b, "port", int64(v.info.GetPort()))
+		if v.info.Domain != nil {
+			b = message(b, "domain", v.info.Domain)
+		}
 		return text(b, "hostname", v.info.GetHostname())
 	})
 	if m.cfg.Cluster != "" {

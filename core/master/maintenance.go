@@ -387,10 +387,7 @@ func (s *state) refuseDown(c *agentConn, info *mesosv1.AgentInfo) bool {
 	if s.machineOf(info, c.peer).GetMode() != mesosv1.MachineInfo_DOWN {
 		return false
 	}
-	s.log.Warn("agent refused", "reason", "its machine is DOWN", "hostname", info.GetHostname())
-	c.out.push(s.message(&clusterv1.ToAgent{Message: &clusterv1.ToAgent_Shutdown{
-		Shutdown: &clusterv1.Shutdown{Message: "Machine is `DOWN`"}}}))
-	c.out.close()
+	s.shutDown(c, "Machine is `DOWN`")
 	return true
 }
 
