@@ -47,7 +47,12 @@ type runOptions struct {
 	waitFor  time.Duration
 	grace    time.Duration
 	argv     []string
+	in       io.Reader
 	out, err io.Writer
+
+	tty, interactive bool
+	keys             string
+	detachKeys       []byte
 }
 
 func newRun() *cobra.Command {
@@ -63,12 +68,16 @@ TaskGroupInfo of the v1 API in JSON or YAML.
 Ctrl-C kills the task; a second one gives up waiting for it. With --detach the command returns
 once the task runs, and the task stays: 'mosaic task logs' and 'mosaic task kill' deal with it.
 
+With -it the task has a terminal, and yours is connected with it: a shell or an editor works as if
+it ran here. The keys of --detach-keys leave it running.
+
 Exit codes: the task's own, of a group that of the first task that failed; 128 plus the signal's
 number if a signal ended it; 125 if it could not be started.`,
 		Example: `  mosaic run -- echo hello
   mosaic run --cpus 0.5 --mem 64 --env WHO=world --shell -- 'echo hello $WHO'
   mosaic run --image ./rootfs -- /bin/sh -c 'ls /'
   mosaic run --detach --name web -- python3 -m http.server 31000
+  mosaic run -it --image ./rootfs -- /bin/sh
   mosaic run --group web-and-cache.yaml`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if o.file != "" {
@@ -80,7 +89,10 @@ number if a signal ended it; 125 if it could not be started.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o.argv, o.out, o.err = args, cmd.OutOrStdout(), cmd.ErrOrStderr()
+			o.argv, o.in, o.out, o.err = args, cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
+			if err := o.checkTerminal(o.in); err != nil {
+				return &exitError{exitUsage, err}
+			}
 			code, err := o.run(context.WithoutCancel(cmd.Context()))
 			if err != nil {
 				return &exitError{exitRun, err}
@@ -92,6 +104,7 @@ number if a signal ended it; 125 if it could not be started.`,
 		},
 	}
 	masterFlag(cmd, &o.master)
+	o.terminalFlags(cmd)
 	f := cmd.Flags()
 	f.StringVarP(&o.file, "group", "f", "", "run the tasks of this file together; see above")
 	f.StringVar(&o.image, "image", "", "run in the root filesystem of an image: an OCI layout, an image archive or a folder")
@@ -123,7 +136,7 @@ func (o *runOptions) resources() resources.Quantities {
 }
 
 // ofOneTask are flags that describe the task, which a group's file does for each.
-var ofOneTask = []string{"image", "name", "env", "uri", "shell", "max-cpus", "max-mem", "grace"}
+var ofOneTask = []string{"image", "name", "env", "uri", "shell", "max-cpus", "max-mem", "grace", "tty", "interactive"}
 
 func (o *runOptions) checkGroup(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
@@ -194,6 +207,9 @@ func (o *runOptions) task() (*mesosv1.TaskInfo, error) {
 		}
 		t.Limits["mem"] = &mesosv1.Value_Scalar{Value: &o.maxMem}
 	}
+	if o.tty {
+		t.Container = &mesosv1.ContainerInfo{Type: mesosv1.ContainerInfo_MESOS.Enum(), TtyInfo: o.terminalInfo()}
+	}
 	if o.image != "" {
 		image := o.image
 		if _, err := os.Stat(image); err == nil {
@@ -203,12 +219,12 @@ func (o *runOptions) task() (*mesosv1.TaskInfo, error) {
 		} else if strings.HasPrefix(image, "/") || strings.HasPrefix(image, ".") {
 			return nil, fmt.Errorf("image: %w", err)
 		}
-		t.Container = &mesosv1.ContainerInfo{
-			Type: mesosv1.ContainerInfo_MESOS.Enum(),
-			Mesos: &mesosv1.ContainerInfo_MesosInfo{Image: &mesosv1.Image{
-				Type: mesosv1.Image_DOCKER.Enum(), Docker: &mesosv1.Image_Docker{Name: &image},
-			}},
+		if t.Container == nil {
+			t.Container = &mesosv1.ContainerInfo{Type: mesosv1.ContainerInfo_MESOS.Enum()}
 		}
+		t.Container.Mesos = &mesosv1.ContainerInfo_MesosInfo{Image: &mesosv1.Image{
+			Type: mesosv1.Image_DOCKER.Enum(), Docker: &mesosv1.Image_Docker{Name: &image},
+		}}
 	}
 	return t, nil
 }

@@ -31,14 +31,20 @@ import (
 // runner is the framework of one `mosaic run`.
 type runner struct {
 	*runOptions
-	client   *scheduler.Client
-	tasks    []*running
-	group    *group                 // nil for a single task
-	needs    []resources.Quantities // of the tasks, in their order, then of the group's executor
-	launched bool
-	agent    string // host:port of the agent's API
-	started  time.Time
-	tooSmall int // offers that did not hold enough
+	client    *scheduler.Client
+	framework *mesosv1.FrameworkInfo
+	tasks     []*running
+	group     *group                 // nil for a single task
+	needs     []resources.Quantities // of the tasks, in their order, then of the group's executor
+	launched  bool
+	agent     string // host:port of the agent's API
+	started   time.Time
+	tooSmall  int // offers that did not hold enough
+
+	connected bool             // our terminal was connected with the task's, and prints its output
+	talk      chan error       // of the connection; nil before and after
+	endTalk   func()           // ends it
+	hangUp    <-chan time.Time // when to do that, once the task has ended
 }
 
 // running is a task and how it is.
@@ -64,17 +70,17 @@ func (o *runOptions) run(ctx context.Context) (int, error) {
 		failover = detachedFailover.Seconds()
 	}
 	checkpoint := true
-	r.client = scheduler.New(scheduler.Config{
-		Master: o.master, GiveUpAfter: 3 * time.Second, Logger: slog.New(slog.DiscardHandler),
-		Framework: &mesosv1.FrameworkInfo{
-			Name: &name, User: &o.user, Roles: []string{o.role}, FailoverTimeout: &failover, Checkpoint: &checkpoint,
-			Capabilities: []*mesosv1.FrameworkInfo_Capability{
-				{Type: mesosv1.FrameworkInfo_Capability_MULTI_ROLE.Enum()},
-				{Type: mesosv1.FrameworkInfo_Capability_PARTITION_AWARE.Enum()},
-				{Type: mesosv1.FrameworkInfo_Capability_RESERVATION_REFINEMENT.Enum()},
-				{Type: mesosv1.FrameworkInfo_Capability_TASK_KILLING_STATE.Enum()},
-			},
+	r.framework = &mesosv1.FrameworkInfo{
+		Name: &name, User: &o.user, Roles: []string{o.role}, FailoverTimeout: &failover, Checkpoint: &checkpoint,
+		Capabilities: []*mesosv1.FrameworkInfo_Capability{
+			{Type: mesosv1.FrameworkInfo_Capability_MULTI_ROLE.Enum()},
+			{Type: mesosv1.FrameworkInfo_Capability_PARTITION_AWARE.Enum()},
+			{Type: mesosv1.FrameworkInfo_Capability_RESERVATION_REFINEMENT.Enum()},
+			{Type: mesosv1.FrameworkInfo_Capability_TASK_KILLING_STATE.Enum()},
 		},
+	}
+	r.client = scheduler.New(scheduler.Config{
+		Master: o.master, GiveUpAfter: 3 * time.Second, Logger: slog.New(slog.DiscardHandler), Framework: r.framework.CloneVT(),
 	})
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -92,6 +98,10 @@ func (o *runOptions) run(ctx context.Context) (int, error) {
 		})
 	}()
 	err := r.loop(ctx, events, ended)
+	if r.talk != nil { // the terminal is put right before anything is said
+		r.endTalk()
+		<-r.talk
+	}
 	if !errors.Is(err, errDone) {
 		return 0, hint(err, o.master, "master")
 	}
@@ -175,19 +185,20 @@ func (r *runner) loop(ctx context.Context, events <-chan *schedulerv1.Event, end
 			if err := r.event(ctx, e); err != nil {
 				return err
 			}
+		case err := <-r.talk:
+			if err := r.talked(ctx, err); err != nil {
+				return err
+			}
+		case <-r.hangUp:
+			r.endTalk()
 		case <-signals:
 			if interrupted || !r.launched {
 				_ = r.client.Teardown(ctx)
 				return errors.New("interrupted")
 			}
 			interrupted = true
-			for _, t := range r.tasks {
-				if t.ended() {
-					continue
-				}
-				if err := r.client.Kill(ctx, t.info.GetTaskId(), t.info.GetAgentId()); err != nil {
-					return fmt.Errorf("kill task %s: %w", t.info.GetTaskId().GetValue(), err)
-				}
+			if err := r.kill(ctx); err != nil {
+				return err
 			}
 		case <-poll.C:
 			waited := time.Since(r.started)
@@ -205,6 +216,19 @@ func (r *runner) loop(ctx context.Context, events <-chan *schedulerv1.Event, end
 			}
 		}
 	}
+}
+
+// kill kills the tasks that have not ended.
+func (r *runner) kill(ctx context.Context) error {
+	for _, t := range r.tasks {
+		if t.ended() {
+			continue
+		}
+		if err := r.client.Kill(ctx, t.info.GetTaskId(), t.info.GetAgentId()); err != nil {
+			return fmt.Errorf("kill task %s: %w", t.info.GetTaskId().GetValue(), err)
+		}
+	}
+	return nil
 }
 
 // explainTimeout bounds the question why there is no offer: meanwhile none is taken.
@@ -346,9 +370,14 @@ func (r *runner) update(ctx context.Context, status *mesosv1.TaskStatus) error {
 		fmt.Fprintln(r.err, "mosaic:", t.describe())
 	}
 	r.findOutput(t)
+	r.begin(ctx, t)
 	if t.ended() {
 		if err := r.acknowledge(ctx, status); err != nil {
 			return err
+		}
+		if r.talk != nil {
+			r.hangUp = time.After(farewell) // its last words are still on their way
+			return nil
 		}
 		if err := r.pullLast(ctx, t); err != nil {
 			return err
@@ -402,7 +431,7 @@ func (r *runner) pull(ctx context.Context) error {
 }
 
 func (r *runner) pullOne(ctx context.Context, t *running) error {
-	if r.detach || t.stdout == nil {
+	if r.detach || r.connected || t.stdout == nil {
 		return nil
 	}
 	for _, from := range []*tail{t.stdout, t.stderr} {
