@@ -22,9 +22,11 @@ var ErrInput = errors.New("input is not understood")
 const (
 	// attachTimeout bounds the opening of a container's streams.
 	attachTimeout = 10 * time.Second
-	// drainPatience is how long a container that ended is kept for a client that still reads its last output: what a
-	// pipe and a few buffers hold, over a slow line.
-	drainPatience = time.Minute
+	// drainPatience is how long a session that ended is kept for the client that still reads its last output: what a pipe
+	// and a few buffers hold, over a slow line. Any other container has its output in files too, and what it left running
+	// is not to go on for a spectator's sake.
+	drainPatience     = time.Minute
+	spectatorPatience = 2 * time.Second
 )
 
 // AttachOutput sends what a container writes, from now on, or from its start if it is the first to read a container
@@ -246,16 +248,23 @@ func (ct *container) reading() (done func()) {
 	}
 }
 
-// awaitReaders waits, if need be long, until the clients that read a container that ended have read everything. What
-// takes the container down would take it from them.
+func (ct *container) hasReaders() bool {
+	ct.mu.Lock()
+	defer ct.mu.Unlock()
+	return ct.readers > 0
+}
+
+// awaitReaders waits, within bounds, until the clients that read a container that ended have read everything. What takes
+// the container down would take it from them. Nothing nested in the container runs by then.
 func (c *Containerizer) awaitReaders(ct *container) {
 	ct.mu.Lock()
 	drained := ct.drained
 	ct.mu.Unlock()
-	if drained == nil {
-		return // nobody ever read
+	patience := spectatorPatience
+	if ct.debug {
+		patience = drainPatience
 	}
-	timer := time.NewTimer(drainPatience)
+	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
 	case <-drained:

@@ -29,7 +29,6 @@ type fakeStreams struct {
 	cond   *sync.Cond
 	out    []launcher.Chunk // written and not read by anybody
 	over   bool
-	first  bool // somebody has read
 	input  bytes.Buffer
 	closed int // ends of input
 	sizes  []string

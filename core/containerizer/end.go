@@ -132,14 +132,8 @@ var errUntried = errors.New("not tried yet")
 //
 // Containers nested in it go before it.
 func (c *Containerizer) dismantle(ctx context.Context, ct *container) error {
-	ct.mu.Lock()
-	why := ct.termination
-	if why == nil {
-		why = ct.why
-	}
-	ct.mu.Unlock()
 	kill, cancel := context.WithTimeout(ctx, destroyTimeout)
-	err := c.destroyNested(kill, ct, why)
+	err := c.endNested(kill, ct)
 	if err == nil {
 		err = c.fence(kill, ct)
 	}
@@ -154,6 +148,19 @@ func (c *Containerizer) dismantle(ctx context.Context, ct *container) error {
 		err = errors.Join(err, c.cfg.Images.Remove(ctx, ct.id))
 	}
 	return errors.Join(err, c.unstage(ct.id))
+}
+
+// endNested ends what is nested in a container that ended.
+func (c *Containerizer) endNested(ctx context.Context, ct *container) error {
+	ct.mu.Lock()
+	why := ct.termination
+	if why == nil {
+		why = ct.why
+	}
+	ct.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, destroyTimeout)
+	defer cancel()
+	return c.destroyNested(ctx, ct, why)
 }
 
 // fence proves that no process of the container is left.
@@ -215,7 +222,11 @@ func (c *Containerizer) settle(ct *container, owed error) {
 				c.log.Error("end of a container is not written", "error", err)
 			}
 		}
-		c.awaitReaders(ct)
+		if ct.hasReaders() {
+			// Failure is found again by what follows, and owed then.
+			_ = c.endNested(c.life, ct)
+			c.awaitReaders(ct)
+		}
 		owed = c.dismantle(c.life, ct)
 	}
 	if owed != nil {

@@ -3,10 +3,12 @@ package containerizer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -452,5 +454,46 @@ func makePipe(t *testing.T, path string) {
 	t.Helper()
 	if err := syscall.Mkfifo(path, 0o644); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestNothingIsNestedInWhatIsBeingDestroyed lets launches race with the end of the container that they are nested in:
+// in whatever order they come, nothing runs when Destroy returns.
+func TestNothingIsNestedInWhatIsBeingDestroyed(t *testing.T) {
+	for round := range 50 {
+		m := newMachine(t)
+		c, _ := startAgent(t, m, t.TempDir(), &fakeIsolator{m: m, name: "a"})
+		root := testContainer(t, "root")
+		launch(t, c, root)
+		var wg sync.WaitGroup
+		for n := range 4 {
+			child := nestedIn(root, fmt.Sprintf("n%d", n))
+			wg.Go(func() {
+				if _, err := c.Launch(t.Context(), child); err == nil {
+					_, _ = c.Launch(t.Context(), nestedIn(child, "deep")) // or is too late
+				}
+			})
+		}
+		var err error
+		if round%2 == 0 {
+			err = c.Destroy(t.Context(), "root", nil)
+		} else {
+			m.exit("root", 0)
+			wait(t, c, "root")
+		}
+		if err != nil {
+			t.Errorf("Destroy: %v", err)
+		}
+		wg.Wait()
+		if err := c.Forget(t.Context(), "root"); err != nil {
+			t.Errorf("Forget: %v", err)
+		}
+		waitFor(t, "nothing is left", func() bool { return len(c.all()) == 0 && len(m.disk) == 0 })
+		m.mu.Lock()
+		if len(m.processes) > 0 {
+			t.Errorf("round %d: %d processes are left", round, len(m.processes))
+		}
+		m.mu.Unlock()
+		stopAgent(t, c)
 	}
 }

@@ -551,3 +551,21 @@ func TestRealSignalReachesTheFirstProcessOfAPidNamespace(t *testing.T) {
 		}
 	}
 }
+
+func TestRealNestedContainerSeesTheProcessesThatItShares(t *testing.T) {
+	m := newMachine(t)
+	r := newRig(t, separate(m))
+	c := r.start(t)
+	defer stopAgent(t, c)
+	yes := true
+	root := r.container("root", "exec sleep 1000")
+	x := r.child(root, "x", "", `tr '\0' ' ' < /proc/1/cmdline | grep -q 'sleep 1000' && [ -e /proc/$$/stat ]`)
+	x.ContainerInfo = &mesosv1.ContainerInfo{Type: mesosv1.ContainerInfo_MESOS.Enum(), LinuxInfo: &mesosv1.LinuxInfo{SharePidNamespace: &yes}}
+	for _, y := range []*containerv1.Container{root, x} {
+		if _, err := c.Launch(launchertest.Context(t), y); err != nil {
+			t.Fatalf("Launch(%s): %v", y.Id, err)
+		}
+	}
+	succeeds(t, c, x)
+	r.takenDown(t, c, root)
+}
