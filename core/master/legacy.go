@@ -23,7 +23,7 @@ func (m *Master) Legacy(ctx context.Context, principal, endpoint string, query u
 	v := m.view.Load()
 	switch endpoint {
 	case "/state":
-		return m.legacyState(v), nil
+		return m.legacyState(v, m.approve(ctx, principal, "VIEW_FLAGS") == nil), nil
 	case "/state-summary":
 		return v.legacySummary(), nil
 	case "/slaves":
@@ -147,7 +147,8 @@ func (v *view) appendAgents(b []byte, only string, full bool) []byte {
 	return v.appendRecovered(b)
 }
 
-func (m *Master) legacyState(v *view) []byte {
+// legacyState is the body of /state; how the master was started is for those who may see its flags.
+func (m *Master) legacyState(v *view, flags bool) []byte {
 	b := append(make([]byte, 0, 4096+1024*v.tasks.length), '{')
 	b = text(b, "version", m.cfg.Version)
 	b = text(b, "build_date", m.cfg.BuildDate)
@@ -186,10 +187,12 @@ func (m *Master) legacyState(v *view) []byte {
 		}
 		return text(b, "hostname", v.info.GetHostname())
 	})
-	if m.cfg.Cluster != "" {
-		b = text(b, "cluster", m.cfg.Cluster)
+	if flags {
+		if m.cfg.Cluster != "" {
+			b = text(b, "cluster", m.cfg.Cluster)
+		}
+		b = appendFlags(b, m.cfg.Flags)
 	}
-	b = appendFlags(b, m.cfg.Flags)
 	b = v.appendAgents(b, "", false)
 	b = v.appendFrameworks(b, "")
 	b = list(b, "orphan_tasks", func(b []byte) []byte { return b })

@@ -284,7 +284,6 @@ func (s *state) removeForMaintenance(a *agent) {
 		state:   mesosv1.TaskState_TASK_GONE,
 		reason:  mesosv1.TaskStatus_REASON_AGENT_REMOVED,
 		message: "Agent " + a.info.GetHostname() + " was removed: " + why,
-		metric:  &s.metrics.removedUnregistered,
 	})
 }
 

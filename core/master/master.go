@@ -60,6 +60,10 @@ type Config struct {
 	AgentReregisterTimeout time.Duration // default 10 min
 	RegistryTimeout        time.Duration // default 20 s; a registry that takes longer stops the master
 
+	RegistryGCInterval time.Duration // how often agents that left are looked through. Default 15 min
+	RegistryMaxAge     time.Duration // how long agents that are unreachable or gone are known. Default two weeks
+	RegistryMaxAgents  int           // how many of each. Default 102,400
+
 	// RemovalInterval is the least time between two agents that are given up, so that a network that fails does not
 	// take the cluster with it. 0 is none.
 	RemovalInterval time.Duration
@@ -101,6 +105,8 @@ func (c Config) withDefaults() Config {
 	set(&c.PingInterval, 15*time.Second)
 	set(&c.AgentReregisterTimeout, 10*time.Minute)
 	set(&c.RegistryTimeout, 20*time.Second)
+	set(&c.RegistryGCInterval, 15*time.Minute)
+	set(&c.RegistryMaxAge, 14*24*time.Hour)
 	if c.RecoveryRemovalLimit == 0 {
 		c.RecoveryRemovalLimit = 1
 	}
@@ -115,6 +121,7 @@ func (c Config) withDefaults() Config {
 	count(&c.MaxCompletedTasksPerFramework, 1000)
 	count(&c.MaxUnreachableTasksPerFramework, 1000)
 	count(&c.MaxOperatorEventStreamSubscribers, 1000)
+	count(&c.RegistryMaxAgents, 102_400)
 	count(&c.Port, 5050)
 	if c.IP == "" {
 		c.IP = "127.0.0.1"

@@ -32,6 +32,9 @@ func (m *Master) OperatorCall(ctx context.Context, principal string, call *maste
 			GetHealth: &masterv1.Response_GetHealth{Healthy: ptr(true)},
 		}, nil
 	case masterv1.Call_GET_FLAGS:
+		if err := m.approve(ctx, principal, "VIEW_FLAGS"); err != nil {
+			return nil, forbidden("%v", err)
+		}
 		flags := &masterv1.Response_GetFlags{}
 		for _, name := range sortedKeys(m.cfg.Flags) {
 			flags.Flags = append(flags.Flags, &mesosv1.Flag{Name: ptr(name), Value: ptr(m.cfg.Flags[name])})
@@ -271,6 +274,10 @@ func (m *Master) OperatorSubscribe(ctx context.Context, principal string, stream
 	var v *view
 	err := m.do(ctx, func(time.Time) {
 		s := m.s
+		if s.cfg.MaxOperatorEventStreamSubscribers == 0 {
+			u.close()
+			return
+		}
 		if len(s.subscribers) >= s.cfg.MaxOperatorEventStreamSubscribers {
 			s.subscribers[0].close()
 			s.subscribers = s.subscribers[1:]
@@ -280,7 +287,7 @@ func (m *Master) OperatorSubscribe(ctx context.Context, principal string, stream
 		s.metrics.subscribers.Store(int64(len(s.subscribers)))
 		m.watch(stream.Done(), func(time.Time) { s.unsubscribe(u) })
 	})
-	if err != nil {
+	if err != nil || v == nil {
 		return err
 	}
 	if !m.goWatch(func() {

@@ -47,13 +47,6 @@ func weightsSet(weights map[string]float64) []change {
 	return out
 }
 
-// What Mesos keeps of agents that are unreachable or gone, and how often it looks.
-const (
-	pruneInterval  = 15 * time.Minute
-	maxDepartedAge = 14 * 24 * time.Hour
-	maxUnreachable = 102_400
-)
-
 // loadRegistry reads what former masters left.
 func (m *Master) loadRegistry(ctx context.Context) (*registry.Snapshot, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.RegistryTimeout)
@@ -178,7 +171,7 @@ func (s *state) recover(now time.Time, snapshot *registry.Snapshot) {
 	s.views.elected, s.views.changed = now, true
 	s.allocateAt = now
 	s.persist([]change{registry.PutMaster(s.info)}, func(time.Time) {})
-	s.timers.set(now.Add(pruneInterval), s.prune)
+	s.timers.set(now.Add(s.cfg.RegistryGCInterval), s.prune)
 	if len(s.recovered) > 0 {
 		s.timers.set(now.Add(s.cfg.AgentReregisterTimeout), s.giveUpRecovered)
 	}
@@ -235,21 +228,34 @@ func (s *state) giveUpOneRecovered(id string, r *recoveredAgent, now time.Time) 
 	})
 }
 
-// prune forgets agents that have been unreachable for too long, or are too many: the oldest first. What is
-// forgotten may still come back, but reconciliation no longer says unreachable of its tasks.
+// prune forgets agents that have been unreachable or gone for too long, or are too many: the oldest first. What is
+// forgotten may come back, but reconciliation no longer says of its tasks what became of the agent.
 func (s *state) prune(now time.Time) {
-	s.timers.set(now.Add(pruneInterval), s.prune)
-	ids := sortedKeys(s.unreachable)
-	slices.SortStableFunc(ids, func(a, b string) int { return s.unreachable[a].Since.Compare(s.unreachable[b].Since) })
-	for i, id := range ids {
-		d := s.unreachable[id]
-		if len(ids)-i <= maxUnreachable && now.Sub(d.Since) <= maxDepartedAge {
-			break
-		}
+	s.timers.set(now.Add(s.cfg.RegistryGCInterval), s.prune)
+	since := make(map[string]time.Time, len(s.unreachable))
+	for id, d := range s.unreachable {
+		since[id] = d.Since
+	}
+	for _, id := range s.outdated(since, now) {
 		s.persist([]change{registry.RemoveUnreachable(id)}, func(time.Time) {
-			if s.unreachable[id].Since.Equal(d.Since) {
+			if s.unreachable[id].Since.Equal(since[id]) {
 				s.forgetUnreachable(id)
 			}
 		})
 	}
+	for _, id := range s.outdated(s.gone, now) {
+		s.persist([]change{registry.RemoveGone(id)}, func(time.Time) { delete(s.gone, id) })
+	}
+}
+
+// outdated returns those of the agents that departed at some time that are to be forgotten.
+func (s *state) outdated(since map[string]time.Time, now time.Time) []string {
+	ids := sortedKeys(since)
+	slices.SortStableFunc(ids, func(a, b string) int { return since[a].Compare(since[b]) })
+	for i, id := range ids {
+		if len(ids)-i <= s.cfg.RegistryMaxAgents && now.Sub(since[id]) <= s.cfg.RegistryMaxAge {
+			return ids[:i]
+		}
+	}
+	return ids
 }

@@ -355,3 +355,111 @@ func declineAll(all map[string]*mesosv1.Offer) *schedulerv1.Call {
 	}
 	return call
 }
+
+func TestAgentsThatLeftAreForgottenByAgeAndNumber(t *testing.T) {
+	store := registry.NewMemory()
+	start := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC) // where a bubble's clock begins
+	var changes []registry.Change
+	for i := range 5 {
+		d := registry.Departure{Since: start.Add(-time.Duration(i) * time.Hour), Agent: registry.Agent{Info: &mesosv1.AgentInfo{Hostname: ptr("h")}}}
+		changes = append(changes, registry.PutUnreachable(fmt.Sprintf("U%d", i), d), registry.PutGone(fmt.Sprintf("G%d", i), d))
+	}
+	if err := store.Apply(context.Background(), changes); err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{RegistryGCInterval: time.Minute, RegistryMaxAge: 3*time.Hour + 30*time.Minute, RegistryMaxAgents: 2}
+	inBubble(t, cfg, Deps{Registry: store}, func(t *testing.T, c *cluster) {
+		c.pass(2 * time.Minute)
+		left := func() (unreachable, gone string) {
+			s, err := store.Load(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return strings.Join(sortedKeys(s.Unreachable), " "), strings.Join(sortedKeys(s.Gone), " ")
+		}
+		if u, g := left(); u != "U0 U1" || g != "G0 G1" {
+			t.Errorf("unreachable %s, gone %s, want the newest two of each", u, g)
+		}
+		c.pass(3 * time.Hour)
+		if u, g := left(); u != "U0" || g != "G0" {
+			t.Errorf("unreachable %s, gone %s after three hours, want the newest of each", u, g)
+		}
+		if n := len(c.m.s.gone); n != 1 {
+			t.Errorf("the master knows %d agents that are gone, want one", n)
+		}
+	})
+}
+
+func TestFlagsAreForThoseWhoMaySeeThem(t *testing.T) {
+	cfg := Config{Flags: map[string]string{"work_dir": "/var"}, Cluster: "prod"}
+	inBubble(t, cfg, Deps{Approvers: denials{"VIEW_FLAGS ": true}}, func(t *testing.T, c *cluster) {
+		if code, _ := c.operate(&masterv1.Call{Type: masterv1.Call_GET_FLAGS.Enum()}); code != 403 {
+			t.Errorf("GET_FLAGS = %d, want 403", code)
+		}
+		state := c.legacy("/state", "")
+		for _, name := range []string{"flags", "cluster"} {
+			if x, ok := state[name]; ok {
+				t.Errorf("/state has %s %v", name, x)
+			}
+		}
+	})
+}
+
+func TestOperatorsMayBeWithoutStreams(t *testing.T) {
+	inBubble(t, Config{MaxOperatorEventStreamSubscribers: -1}, Deps{}, func(t *testing.T, c *cluster) {
+		r := newRecorder[*masterv1.Event]()
+		if err := c.m.OperatorSubscribe(context.Background(), "", r); err != nil || !r.closed() {
+			t.Errorf("OperatorSubscribe = %v, closed %v, want a stream that has ended", err, r.closed())
+		}
+	})
+}
+
+func TestOffersInRolesThatAFrameworkLeavesAreTakenBack(t *testing.T) {
+	inBubble(t, Config{}, Deps{}, func(t *testing.T, c *cluster) {
+		c.agentAt("one", 1, "cpus(a):1;mem(a):100")
+		c.agentAt("two", 2, "cpus(b):1;mem(b):100")
+		s, events := c.framework(frameworkInfo("a", "b"))
+		byRole := make(map[string]*mesosv1.Offer)
+		for _, o := range offers(events) {
+			byRole[o.GetAllocationInfo().GetRole()] = o
+		}
+		if len(byRole) != 2 {
+			t.Fatalf("offers = %v, want one in each role", byRole)
+		}
+		s.info.Roles = []string{"b"}
+		events = s.call(&schedulerv1.Call{Type: schedulerv1.Call_UPDATE_FRAMEWORK.Enum(), UpdateFramework: &schedulerv1.Call_UpdateFramework{FrameworkInfo: s.info}})
+		if e := one(t, "events", events); e.GetRescind().GetOfferId().GetValue() != byRole["a"].GetId().GetValue() {
+			t.Errorf("event = %v, want RESCIND of the offer in role a", e)
+		}
+		// Subscribing anew takes all back, and what is offered then is in the new roles only.
+		s.info.Roles = []string{"a"}
+		events = s.subscribe()
+		c.pass(2 * time.Second)
+		if o := one(t, "offers", offers(append(events, s.stream.take()...))); o.GetAllocationInfo().GetRole() != "a" {
+			t.Errorf("offer = %v, want one in role a", o)
+		}
+	})
+}
+
+func TestSuppressedRolesAreThoseOfTheLastSubscription(t *testing.T) {
+	inBubble(t, Config{}, Deps{}, func(t *testing.T, c *cluster) {
+		c.agentAt("one", 1, "cpus(a):1;mem(a):100")
+		s := &scheduler{c: c, info: frameworkInfo("a")}
+		if got := offers(s.subscribe("a")); len(got) != 0 {
+			t.Errorf("offers = %v in a suppressed role", got)
+		}
+		if got := offers(s.subscribe()); len(got) != 1 {
+			t.Errorf("offers = %v after a subscription that suppresses nothing, want one", got)
+		}
+		s.call(&schedulerv1.Call{Type: schedulerv1.Call_SUPPRESS.Enum()})
+		if got := offers(append(s.subscribe(), s.next2()...)); len(got) != 1 {
+			t.Errorf("offers = %v, want one: a new subscription says anew what is suppressed", got)
+		}
+		s.call(&schedulerv1.Call{Type: schedulerv1.Call_UPDATE_FRAMEWORK.Enum(), UpdateFramework: &schedulerv1.Call_UpdateFramework{
+			FrameworkInfo: s.info, SuppressedRoles: []string{"a"}}})
+		c.agentAt("two", 2, "cpus(a):1;mem(a):100")
+		if got := offers(s.next2()); len(got) != 0 {
+			t.Errorf("offers = %v in a role that an update suppressed", got)
+		}
+	})
+}
