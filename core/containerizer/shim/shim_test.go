@@ -3,6 +3,7 @@ package shim_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -260,5 +261,143 @@ func TestOpenOfNoProgramIsAnError(t *testing.T) {
 	}
 	if _, err := shim.Connect(deadline(t), filepath.Join(t.TempDir(), "none")); !errors.Is(err, shim.ErrLost) {
 		t.Errorf("Connect to nothing = %v, want ErrLost", err)
+	}
+}
+
+// stream starts a shim whose container has pipes, with the first one's record in dir.
+func stream(t *testing.T, b *shim.Binary, dir string, argv ...string) *shim.Client {
+	t.Helper()
+	c, err := shim.Spawn(b, shim.SpawnOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Dismiss(deadline(t)); err != nil {
+			t.Error(err)
+		}
+	})
+	st := wire.Stage{Argv: argv, Env: []string{"PATH=/usr/bin:/bin"}}
+	if _, err := c.Create(deadline(t), &wire.Spec{ID: "c1", RunDir: dir, Stage: st.Append(nil), Streams: wire.StreamsPipes}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestNonsenseOnAStreamHarmsNobody(t *testing.T) {
+	dir := t.TempDir()
+	c := stream(t, binary(t), dir, "cat")
+	hello := wire.AppendFrame(nil, wire.KindAttach, 1, nil)
+	for name, b := range map[string][]byte{
+		"noise":                     []byte("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+		"a huge frame":              wire.AppendFrame(nil, wire.KindInput, 1, make([]byte, wire.MaxChunk+1)),
+		"a request":                 wire.AppendFrame(nil, wire.KindKill, 1, nil),
+		"a creation":                wire.AppendFrame(nil, wire.KindCreate, 1, make([]byte, 100)),
+		"an end of input with more": wire.AppendFrame(nil, wire.KindInputEnd, 1, []byte("x")),
+		"half a frame":              {5, 0, 0, 0, 1},
+		"half of some input":        wire.AppendFrame(nil, wire.KindInput, 1, make([]byte, 100))[:50],
+		"nothing":                   {},
+	} {
+		for _, patient := range []bool{true, false} {
+			conn, err := net.Dial("unix", filepath.Join(dir, supervise.SocketName))
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err = conn.Write(hello); err == nil && patient {
+				_, err = conn.Read(make([]byte, wire.HeaderSize))
+			}
+			if err == nil {
+				_, err = conn.Write(b)
+			}
+			if err != nil && !errors.Is(err, syscall.EPIPE) {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if u, ok := conn.(*net.UnixConn); ok {
+				_ = u.CloseWrite()
+			}
+			buf := make([]byte, 4096)
+			for err = nil; err == nil; {
+				_, err = conn.Read(buf)
+			}
+			var ne net.Error
+			if errors.As(err, &ne) && ne.Timeout() {
+				t.Errorf("%s: the shim does not close the connection", name)
+			}
+			_ = conn.Close()
+		}
+	}
+	if s, err := c.State(deadline(t)); err != nil || s.Exited {
+		t.Fatalf("State after all that = %+v, %v", s, err)
+	}
+	s, err := shim.Attach(deadline(t), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.CloseWrite(); err != nil {
+		t.Error(err)
+	}
+	for n := 0; err == nil; {
+		var b []byte
+		if b, _, err = s.Read(); err == nil {
+			if n += len(b); n > 50 {
+				t.Errorf("cat says %d bytes, want no more than the 50 of half an input", n)
+			}
+		}
+	}
+	if err != io.EOF {
+		t.Errorf("Read = %v, want EOF", err)
+	}
+}
+
+func TestManyStreamsAreBounded(t *testing.T) {
+	dir := t.TempDir()
+	c := stream(t, binary(t), dir, "sleep", "1000")
+	var held []*shim.Stream
+	var err error
+	for range 100 {
+		var s *shim.Stream
+		if s, err = shim.Attach(deadline(t), dir); err != nil {
+			break
+		}
+		held = append(held, s)
+	}
+	if !errors.Is(err, syscall.EUSERS) || len(held) < 8 {
+		t.Errorf("Attach number %d = %v, want a refusal", len(held)+1, err)
+	}
+	if _, err := c.State(deadline(t)); err != nil {
+		t.Errorf("State beside many streams = %v", err)
+	}
+	for _, s := range held {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	for err != nil { // it sees them go one after the other
+		var s *shim.Stream
+		if s, err = shim.Attach(deadline(t), dir); err == nil {
+			_ = s.Close()
+		} else if !errors.Is(err, syscall.EUSERS) {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAttachEndsWithItsContext(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, supervise.SocketName)) // it accepts and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := shim.Attach(ctx, dir); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Attach to a shim that is silent = %v, want DeadlineExceeded", err)
 	}
 }

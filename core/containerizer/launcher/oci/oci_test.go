@@ -104,12 +104,44 @@ func rootfs(t *testing.T, e *launchertest.Env) string {
 	if err := dst.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"sh", "cat", "ls", "id", "mount", "hostname", "head", "wc", "stat", "touch", "dd"} {
+	for _, name := range []string{"sh", "cat", "ls", "id", "mount", "hostname", "head", "wc", "stat", "touch", "dd", "tty", "stty"} {
 		if err := os.Symlink("busybox", filepath.Join(dir, "bin", name)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return dir
+}
+
+// TestTerminalOfAnImage: the runtime makes the terminal inside, and sends it to the shim.
+func TestTerminalOfAnImage(t *testing.T) {
+	e := launchertest.New(t)
+	l := newLauncher(t, e)
+	image := rootfs(t, e)
+	first := e.Request("sleep", "1000")
+	h := launchertest.Start(t, l, first)
+	for name, r := range map[string]*launcher.Request{
+		"alone":  e.Attached(containerv1.Container_TERMINAL, "sh", "-c", "tty; stty size; id -u; read x; echo got $x >/dev/tty"),
+		"beside": e.Session(h, first, containerv1.Container_TERMINAL, "sh", "-c", "tty; stty size; id -u; read x; echo got $x >/dev/tty"),
+	} {
+		r.Container.Rootfs = image
+		r.Proposal.Namespaces = []*containerv1.Namespace{{Type: containerv1.Namespace_PID}}
+		r.User = launcher.User{UID: 1000, GID: 1000}
+		r.Rows, r.Columns = 40, 132
+		s := launchertest.Attach(t, launchertest.Start(t, l, r))
+		launchertest.ReadUntil(t, s, "40 132\r\n1000\r\n")
+		if err := s.Resize(10, 20); err != nil {
+			t.Errorf("%s: Resize = %v", name, err)
+		}
+		if err := s.Write([]byte("it\n")); err != nil {
+			t.Errorf("%s: Write = %v", name, err)
+		}
+		if out, _ := launchertest.ReadAll(t, s); !strings.Contains(out, "got it\r\n") {
+			t.Errorf("%s: output = %q", name, out)
+		}
+		if _, err := os.Lstat(filepath.Join(r.RunDir, "tty")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: the socket for the terminal is left: %v", name, err)
+		}
+	}
 }
 
 func TestRootFileSystemIsItsOwn(t *testing.T) {
