@@ -43,9 +43,12 @@ type enterable struct {
 type contained struct {
 	cmd    *exec.Cmd
 	in     io.WriteCloser
-	tty    *os.File // nil with pipes
-	output chan *agentv1.ProcessIO
+	tty    *os.File                // nil with pipes
+	output chan *agentv1.ProcessIO // for who attaches
 	ended  chan struct{}
+
+	mu     sync.Mutex // guards log
+	log    []byte     // all output, as in the file in a sandbox
 	status syscall.WaitStatus
 }
 
@@ -76,6 +79,9 @@ func (a *enterable) run(id string, argv []string, env []string, tty bool, size *
 				buf := make([]byte, 8192)
 				n, err := r.Read(buf)
 				if n > 0 {
+					c.mu.Lock()
+					c.log = append(c.log, buf[:n]...)
+					c.mu.Unlock()
 					c.output <- &agentv1.ProcessIO{Type: agentv1.ProcessIO_DATA.Enum(), Data: &agentv1.ProcessIO_Data{Type: &stream, Data: buf[:n]}}
 				}
 				if err != nil {
@@ -189,6 +195,24 @@ func (a *enterable) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		data, err := (&agentv1.Response{
 			Type: agentv1.Response_WAIT_CONTAINER.Enum(), WaitContainer: &agentv1.Response_WaitContainer{ExitStatus: ptr(int32(c.status))},
 		}).MarshalVT()
+		if err != nil {
+			a.t.Errorf("encode: %v", err)
+		}
+		_, _ = w.Write(data)
+	case agentv1.Call_READ_FILE:
+		read := call.GetReadFile() // the path is a container's id
+		c := a.find(&mesosv1.ContainerID{Value: read.Path})
+		if c == nil {
+			http.NotFound(w, r)
+			return
+		}
+		c.mu.Lock()
+		begin := min(read.GetOffset(), uint64(len(c.log)))
+		end := min(begin+read.GetLength(), uint64(len(c.log)))
+		data, err := (&agentv1.Response{Type: agentv1.Response_READ_FILE.Enum(), ReadFile: &agentv1.Response_ReadFile{
+			Data: c.log[begin:end], Size: ptr(uint64(len(c.log))),
+		}}).MarshalVT()
+		c.mu.Unlock()
 		if err != nil {
 			a.t.Errorf("encode: %v", err)
 		}
@@ -406,7 +430,8 @@ type atTerminal struct {
 	news   chan struct{}
 }
 
-func runAtTerminal(t *testing.T, rows, columns uint16, args ...string) *atTerminal {
+// terminalFor makes a terminal of a size, and shows what comes up on it.
+func terminalFor(t *testing.T, rows, columns uint16) *atTerminal {
 	t.Helper()
 	keys, tty, err := pty.Open()
 	if err != nil {
@@ -438,12 +463,6 @@ func runAtTerminal(t *testing.T, rows, columns uint16, args ...string) *atTermin
 			}
 		}
 	})
-	root := newRoot()
-	root.SetArgs(args)
-	root.SetIn(tty)
-	root.SetOut(tty)
-	root.SetErr(tty)
-	go func() { a.done <- root.ExecuteContext(context.Background()) }()
 	t.Cleanup(func() {
 		shown.stop()
 		reading.Wait()
@@ -451,6 +470,18 @@ func runAtTerminal(t *testing.T, rows, columns uint16, args ...string) *atTermin
 		tty.Close()
 		keys.Close()
 	})
+	return a
+}
+
+func runAtTerminal(t *testing.T, rows, columns uint16, args ...string) *atTerminal {
+	t.Helper()
+	a := terminalFor(t, rows, columns)
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetIn(a.tty)
+	root.SetOut(a.tty)
+	root.SetErr(a.tty)
+	go func() { a.done <- root.ExecuteContext(context.Background()) }()
 	return a
 }
 
