@@ -198,6 +198,7 @@ func TestInputIsAnEndlessUploadThatIsAnsweredAtItsEnd(t *testing.T) {
 		go func() {
 			resp, err := http.DefaultTransport.RoundTrip(r)
 			if err != nil {
+				t.Log(err)
 				answered <- 0
 				return
 			}
@@ -205,8 +206,13 @@ func TestInputIsAnEndlessUploadThatIsAnsweredAtItsEnd(t *testing.T) {
 			answered <- resp.StatusCode
 		}()
 		fmt.Fprint(upload, record(mt, container("c")), record(mt, data("ls\n")))
-		if got := <-a.fed; got != "ls\n" {
-			t.Errorf("%v: the container got %q while the upload goes on", mt, got)
+		select {
+		case got := <-a.fed:
+			if got != "ls\n" {
+				t.Errorf("%v: the container got %q while the upload goes on", mt, got)
+			}
+		case status := <-answered:
+			t.Fatalf("%v: answered %d before the container was fed", mt, status)
 		}
 		select {
 		case status := <-answered:

@@ -205,12 +205,24 @@ func (a *agentEdge) attachInput(w http.ResponseWriter, r *http.Request, principa
 	in := &inputs{media: media.in, records: recordio.NewReader(r.Body, maxInputRecord), next: make(chan input), stop: make(chan struct{})}
 	var reading sync.WaitGroup
 	reading.Go(in.read)
-	defer func() {
-		// A client that has nothing more to say keeps its upload open: reading it ends here.
-		close(in.stop)
+	err := a.feed(r, principal, in)
+	close(in.stop)
+	if !errors.Is(in.last, io.EOF) {
+		// The client may keep its upload open for hours. Reading it ends here, and with it the connection: the
+		// server takes a reading that was broken off for the client's leaving.
+		w.Header().Set("Connection", "close")
 		_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0))
-		reading.Wait()
-	}()
+	}
+	reading.Wait()
+	if err != nil {
+		return err
+	}
+	writeEmpty(w, http.StatusOK)
+	return nil
+}
+
+// feed hands an upload to the container that its first record names, and returns when either ended.
+func (a *agentEdge) feed(r *http.Request, principal string, in *inputs) error {
 	first, err := in.get(r.Context())
 	if errors.Is(err, io.EOF) {
 		return statusf(http.StatusBadRequest, "Received EOF while reading request body")
@@ -240,7 +252,6 @@ func (a *agentEdge) attachInput(w http.ResponseWriter, r *http.Request, principa
 	if err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("attach input: %w", err)
 	}
-	writeEmpty(w, http.StatusOK)
 	return nil
 }
 
