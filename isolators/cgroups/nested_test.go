@@ -164,3 +164,21 @@ func TestOutOfMemoryOfANestedContainerOnVersion1TellsTheSharedLimit(t *testing.T
 		t.Errorf("limitation of the outer container: %v, want none or the same", l)
 	}
 }
+
+func TestProcessesOfNestedContainersAreCounted(t *testing.T) {
+	c := moduletest.Start(t, cgroups.New(), `{}`)
+	paths := v2(t, map[string]string{"cpu.stat": "usage_usec 1\nuser_usec 1\n", "cgroup.procs": "1\n"})
+	for dir, procs := range map[string]string{"leaf": "2\n3\n", "nested-d": "", "nested-d/leaf": "4\n"} {
+		if err := os.MkdirAll(filepath.Join(paths[""], dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(paths[""], dir, "cgroup.procs"), []byte(procs), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rec := &isolatorv1.ContainerRecord{Container: &containerv1.Container{Id: "c"}, Cgroups: paths}
+	u, err := c.Isolator.Usage(context.Background(), &isolatorv1.UsageRequest{Records: []*isolatorv1.ContainerRecord{rec}})
+	if got := u.GetResults()["c"].GetStatistics().GetProcesses(); err != nil || got != 4 {
+		t.Errorf("Usage: %d processes, %v, want 4", got, err)
+	}
+}

@@ -2,7 +2,10 @@ package cgroups
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -139,15 +142,43 @@ func (g group) common(s *mesosv1.ResourceStatistics) {
 	}
 }
 
-// lines counts the lines of a file that every controller's folder has.
+// lines counts the lines of a file that every controller's folder has, here and in the groups nested in it.
 func (g group) lines(file string) (uint32, bool) {
 	for _, controller := range []string{"pids", "memory", "cpu"} {
-		if text, ok := g.read(controller, file); ok {
-			if text == "" {
-				return 0, true
+		if dir := g.path(controller); dir != "" {
+			if n, ok := linesBelow(dir, file, 0); ok {
+				return n, true
 			}
-			return uint32(strings.Count(text, "\n") + 1), true
 		}
 	}
 	return 0, false
+}
+
+// deepest bounds how far down nested groups are looked into; containers are nested far less deep.
+const deepest = 16
+
+func linesBelow(dir, file string, depth int) (uint32, bool) {
+	text, err := os.ReadFile(filepath.Join(dir, file))
+	if err != nil {
+		return 0, false
+	}
+	n := uint32(strings.Count(string(text), "\n"))
+	info, err := os.Lstat(dir)
+	if err != nil || depth == deepest {
+		return n, true
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink == 2 {
+		return n, true // nothing is nested: a control group has exactly two links then
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return n, true
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			more, _ := linesBelow(filepath.Join(dir, e.Name()), file, depth+1)
+			n += more
+		}
+	}
+	return n, true
 }
