@@ -130,9 +130,10 @@ func (a *Agent) memberEnded(c *change, t *task) {
 			}
 		}
 	}
-	if e.busy() {
+	switch {
+	case e.busy():
 		c.then(func() { a.deliver(e) }) // which takes back what the task does not need any more
-	} else {
+	case t.executor.above == nil: // else it has ended, and is about to be told so
 		a.endGroups(c, e)
 	}
 	a.settleGroups(c, e)

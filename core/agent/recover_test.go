@@ -92,12 +92,50 @@ func TestCrashAtEveryWriteOfAGroupLosesNothing(t *testing.T) {
 			in(t, func(t *testing.T, w *world) { crashed = crashGroupAt(t, w, n, n%5+1) })
 		})
 		if !crashed || t.Failed() {
-			if n < 8 { // as above
+			if n < 15 {
 				t.Errorf("the scenario made only %d writes, want more to crash at", n)
 			}
 			return
 		}
 	}
+}
+
+// mortal runs agents of which each dies at one of its writes.
+type mortal struct {
+	w      *world
+	struck atomic.Bool // the write came, and was not made
+}
+
+// open runs an agent whose n-th write fails.
+func (x *mortal) open(n int) {
+	var armed atomic.Bool // New writes too, and a test cannot go on without an agent
+	x.struck.Store(false)
+	k := 0
+	x.w.open(func(int, []op) error {
+		if !armed.Load() {
+			return nil
+		}
+		if k++; k == n {
+			x.struck.Store(true)
+			return errCrash
+		}
+		return nil
+	})
+	armed.Store(true)
+	x.w.run()
+}
+
+// down ends the agent, if it did not die before. It returns whether it did.
+func (x *mortal) down() bool {
+	if !x.struck.Load() {
+		x.w.crash()
+		return false
+	}
+	if err := <-x.w.done; !errors.Is(err, errCrash) {
+		x.w.t.Fatalf("Run = %v, want the crash", err)
+	}
+	x.w.close()
+	return true
 }
 
 // crashGroupAt has an agent die at its n-th write and the next one at its m-th, with a group of which one task fails, a
@@ -106,24 +144,10 @@ func TestCrashAtEveryWriteOfAGroupLosesNothing(t *testing.T) {
 // n-th write.
 func crashGroupAt(t *testing.T, w *world, n, m int) bool {
 	w.master.autoAck = true
-	open := func(n int) {
-		var armed atomic.Bool
-		k := 0
-		w.open(func(int, []op) error {
-			if !armed.Load() {
-				return nil
-			}
-			if k++; k == n {
-				return errCrash
-			}
-			return nil
-		})
-		armed.Store(true)
-		w.run()
-	}
+	agents := mortal{w: w}
 	f := checkpointed("F")
 	before := w.master.count()
-	open(n)
+	agents.open(n)
 	synctest.Wait()
 	if w.master.count() > before {
 		for _, x := range []any{
@@ -137,31 +161,21 @@ func crashGroupAt(t *testing.T, w *world, n, m int) bool {
 		}
 	}
 	tasks := []string{"fails", "killed", "stubborn", "done", "ends", "shut"}
-	crashed := false
-	down := func() {
-		select {
-		case err := <-w.done:
-			if crashed = true; !errors.Is(err, errCrash) {
-				t.Fatalf("Run = %v, want the crash", err)
-			}
-			w.close()
-		default:
-			w.crash()
-		}
-	}
-	down()
-	first := crashed
+	first := agents.down()
 	ran := make(map[string]bool)
 	for _, id := range tasks {
 		ran[id] = slices.Contains(w.master.history(id), "TASK_RUNNING")
 	}
-	open(m)
+	agents.open(m)
 	synctest.Wait()
-	down()
+	agents.down()
 	w.start()
 	synctest.Wait()
 	time.Sleep(30 * time.Second) // graces are over
-	if w.agent.find("F", "ends") != nil {
+	w.agent.mu.Lock()
+	here := w.agent.find("F", "ends") != nil
+	w.agent.mu.Unlock()
+	if here {
 		w.master.await(t, "ends", mesosv1.TaskState_TASK_RUNNING)
 		w.host.end(w.container("ends"), 0)
 	}
@@ -212,23 +226,9 @@ func crashGroupAt(t *testing.T, w *world, n, m int) bool {
 // either, and recovers again. It returns false when there was no n-th write.
 func crashAt(t *testing.T, w *world, n, m int) bool {
 	w.master.autoAck = true
-	open := func(n int) { // an agent whose n-th write fails
-		var armed atomic.Bool // New writes too, and a test cannot go on without an agent
-		k := 0
-		w.open(func(int, []op) error {
-			if !armed.Load() {
-				return nil
-			}
-			if k++; k == n {
-				return errCrash
-			}
-			return nil
-		})
-		armed.Store(true)
-		w.run()
-	}
+	agents := mortal{w: w}
 	before := w.master.count()
-	open(n)
+	agents.open(n)
 	// Each step goes on when the agent has done all it does, dead or alive.
 	synctest.Wait()
 	if w.master.count() > before {
@@ -241,16 +241,7 @@ func crashAt(t *testing.T, w *world, n, m int) bool {
 		w.try(&clusterv1.ToAgent_KillTask{KillTask: &clusterv1.KillTask{FrameworkId: "F", TaskId: "killed"}})
 		synctest.Wait()
 	}
-	crashed := false
-	select {
-	case err := <-w.done:
-		if crashed = true; !errors.Is(err, errCrash) {
-			t.Fatalf("Run = %v, want the crash", err)
-		}
-		w.close()
-	default:
-		w.crash()
-	}
+	crashed := agents.down()
 	seen := make(map[string][]string)
 	ran := make(map[string]bool)
 	for _, id := range []string{"stays", "fails", "killed"} {
@@ -265,14 +256,9 @@ func crashAt(t *testing.T, w *world, n, m int) bool {
 	}
 
 	// The second agent dies as well.
-	open(m)
+	agents.open(m)
 	synctest.Wait()
-	select {
-	case <-w.done:
-		w.close()
-	default:
-		w.crash()
-	}
+	agents.down()
 	if starts("stays") > 0 {
 		w.host.end(w.container("stays"), 3<<8)
 	}
