@@ -34,7 +34,7 @@ func TestRunShowsTheOutputAndEndsWithTheTasksCode(t *testing.T) {
 		{"no such program", []string{"run", "--", "/no/such/program"}, 125, "", "/no/such/program"},
 		{"nothing to run", []string{"run"}, 2, "", "COMMAND"},
 		{"bad flag", []string{"run", "--cpu", "1", "--", "true"}, 2, "", "unknown flag: --cpu"},
-		{"nowhere to run", []string{"run", "--cpus", "1000", "--wait", "1s", "--", "true"}, 125, "", "cpus 1000"},
+		{"nowhere to run", []string{"run", "--cpus", "1000", "--wait", "1s", "--", "true"}, 125, "", "cpus:1000"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r := mosaic(t, c, test.code, test.args...)
