@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -140,6 +141,7 @@ func (m *administered) answer(call *masterv1.Call) (*masterv1.Response, string) 
 		m.down = slices.DeleteFunc(m.down, func(id *mesosv1.MachineID) bool {
 			return slices.ContainsFunc(call.GetStopMaintenance().GetMachines(), id.EqualVT)
 		})
+	case masterv1.Call_TEARDOWN:
 	case masterv1.Call_DRAIN_AGENT, masterv1.Call_DEACTIVATE_AGENT, masterv1.Call_REACTIVATE_AGENT, masterv1.Call_MARK_AGENT_GONE:
 		return nil, m.turn(call)
 	default:
@@ -451,5 +453,40 @@ func TestTasksShowTheirHealth(t *testing.T) {
 		if got, err := json.Marshal(newTaskCheck(s)); err != nil || string(got) != want {
 			t.Errorf("%v is %s, %v; want %s", s, got, err, want)
 		}
+	}
+}
+
+func TestAFrameworkIsTornDownByNameAndNotByMistake(t *testing.T) {
+	m := administer(t)
+	if _, _, err := m.mosaic(t, "framework", "teardown", "marathon"); silently(t, err) != exitUsage || m.last(masterv1.Call_TEARDOWN) != nil {
+		t.Errorf("teardown without --yes = %v, want nothing done", err)
+	}
+	_, stderr, err := m.mosaic(t, "framework", "teardown", "marathon", "--yes")
+	if id := m.last(masterv1.Call_TEARDOWN).GetTeardown().GetFrameworkId().GetValue(); err != nil || id != "f-1" || !strings.Contains(stderr, "marathon (f-1)") {
+		t.Errorf("teardown = %q, %v; tore down %q", stderr, err, id)
+	}
+	if _, _, err := m.mosaic(t, "framework", "teardown", "mosaic run", "--yes"); err == nil || !strings.Contains(err.Error(), "no framework") {
+		t.Errorf("teardown of one that has ended = %v", err)
+	}
+}
+
+func TestKillOfATaskInAGroupNamesItsContainerInFull(t *testing.T) {
+	agent := newEnterable(t)
+	c, err := agent.run("child", []string{"sleep", "1000"}, nil, false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	master := agent.clusterOf(t, func(task *mesosv1.Task) {
+		task.Statuses[0].ContainerStatus.ContainerId = &mesosv1.ContainerID{Value: ptr("child"), Parent: &mesosv1.ContainerID{Value: ptr("executor")}}
+	})
+	if out, _, err := execute(t, "task", "ls", "--master", master, "-o", "wide"); err != nil || !strings.Contains(out, "executor.child") {
+		t.Errorf("task ls = %v\n%s\nwant the container's whole name", err, out)
+	}
+	if _, _, err := execute(t, "task", "kill", "--master", master, "web-1"); err != nil {
+		t.Fatal(err)
+	}
+	<-c.ended
+	if got := containerText(agent.killed[0]); got != "executor.child" || c.status.Signal() != syscall.SIGTERM {
+		t.Errorf("killed %s, which ended with %v; want executor.child with SIGTERM", got, c.status)
 	}
 }
