@@ -1,6 +1,5 @@
 package master
 
-
 import (
 	"time"
 
