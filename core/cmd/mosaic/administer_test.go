@@ -23,16 +23,17 @@ import (
 type administered struct {
 	addr string
 
-	mu       sync.Mutex // guards what follows
-	state    *masterv1.Response_GetState
-	quotas   map[string]*quotav1.QuotaConfig
-	weights  map[string]float64
-	schedule *maintenancev1.Schedule
-	down     []*mesosv1.MachineID
-	drained  int // GET_AGENTS calls after which a draining agent is drained
-	calls    []*masterv1.Call
-	pages    map[string]string // answers to GET, by path and query
-	asked    []string          // paths and queries of GETs
+	mu         sync.Mutex // guards what follows
+	state      *masterv1.Response_GetState
+	quotas     map[string]*quotav1.QuotaConfig
+	weights    map[string]float64
+	schedule   *maintenancev1.Schedule
+	down       []*mesosv1.MachineID
+	operations []*mesosv1.Operation
+	drained    int // GET_AGENTS calls after which a draining agent is drained
+	calls      []*masterv1.Call
+	pages      map[string]string // answers to GET, by path and query
+	asked      []string          // paths and queries of GETs
 }
 
 func administer(t *testing.T) *administered {
@@ -99,6 +100,8 @@ func (m *administered) answer(call *masterv1.Call) (*masterv1.Response, string) 
 		return &masterv1.Response{Type: masterv1.Response_GET_AGENTS.Enum(), GetAgents: m.state.GetAgents}, ""
 	case masterv1.Call_GET_FRAMEWORKS:
 		return &masterv1.Response{Type: masterv1.Response_GET_FRAMEWORKS.Enum(), GetFrameworks: m.state.GetFrameworks}, ""
+	case masterv1.Call_GET_OPERATIONS:
+		return &masterv1.Response{Type: masterv1.Response_GET_OPERATIONS.Enum(), GetOperations: &masterv1.Response_GetOperations{Operations: m.operations}}, ""
 	case masterv1.Call_GET_ROLES:
 		return &masterv1.Response{Type: masterv1.Response_GET_ROLES.Enum(), GetRoles: &masterv1.Response_GetRoles{Roles: []*mesosv1.Role{
 			{Name: ptr("batch"), Weight: ptr(1.0)}, {Name: ptr("web"), Weight: ptr(2.0)},
