@@ -13,6 +13,16 @@ import (
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 )
 
+// asProgram, in the environment, makes the test binary the program.
+const asProgram = "BATCH_SCHEDULER_TEST"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
 // write makes a file of lines and returns its path.
 func write(t *testing.T, name string, lines ...string) string {
 	t.Helper()
@@ -96,7 +106,7 @@ func TestNoOffersAreTakenWhileNothingWaits(t *testing.T) {
 	}
 }
 
-// TestABatchSurvivesBeingKilled builds the program, kills it while jobs run, and starts it again.
+// TestABatchSurvivesBeingKilled runs the program as a process, kills it while jobs run, and starts it again.
 func TestABatchSurvivesBeingKilled(t *testing.T) {
 	m := newMaster(t, func(command string, _ int) mesosv1.TaskState {
 		if command == "quick" {
@@ -104,15 +114,16 @@ func TestABatchSurvivesBeingKilled(t *testing.T) {
 		}
 		return mesosv1.TaskState_TASK_RUNNING
 	})
-	program := filepath.Join(t.TempDir(), "batch-scheduler")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
 	}
 	dir := t.TempDir()
 	state := filepath.Join(dir, "state.json")
 	jobs := write(t, "jobs.txt", "slow", "quick", "slow too")
 	start := func() (*exec.Cmd, *bytes.Buffer) {
 		cmd := exec.CommandContext(t.Context(), program, "--master", m.addr, "--state", state, jobs)
+		cmd.Env = append(os.Environ(), asProgram+"=1")
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
 		if err := cmd.Start(); err != nil {
