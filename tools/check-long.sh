@@ -56,6 +56,7 @@ declare -A history_steps=(
   [TestBooksBalanceOverRandomHistories]=2000
   [TestNothingIsOverlookedByLookingAtDirtyAgentsOnly]=1500
   [TestSameHistoryGivesSameOffers]=1500
+  [TestAllocateAndRecoverCancelOut]=600
 )
 
 # seeds TEST COUNT: lets the allocator live COUNT histories, and fails as well if it lived fewer.
@@ -72,6 +73,9 @@ histories() {
     count=$(((events + history_steps[$name] - 1) / history_steps[$name]))
     step "$events random events: $name, $count seeds" seeds "$name" "$count"
   done
+  # The same in one life, in which what goes wrong slowly has the time to.
+  step "$events random events in one history" quietly histories-one.log \
+    env MOSAIC_HISTORY_EVENTS="$events" "$go" test ./core/allocator -v -run '^TestBooksBalanceOverALongHistory$' -timeout 30m
   for name in TestRandomHistoriesEndWell:./core/agent:10 TestRandomHistoriesNeitherLoseNorDoubleResources:./core/master:1; do
     IFS=: read -r name package count <<<"$name"
     step "$name, $count times" quietly "histories-$name.log" "$go" test "$package" -run "^$name\$" -count "$count" -timeout 1h

@@ -77,6 +77,11 @@ func (a *Agent) startDrain(config *mesosv1.DrainConfig) {
 					a.killCustom(c, t, nil)
 				}
 			}
+			for _, e := range f.sortedExecutors() {
+				if e.ofGroups() && !e.busy() {
+					a.endGroups(c, e) // nothing comes that it could wait for
+				}
+			}
 		}
 		a.finishDrain(c)
 	})

@@ -139,7 +139,12 @@ func (a *Agent) memberEnded(c *change, t *task) {
 	a.settleGroups(c, e)
 }
 
-// endGroups ends an executor that has nothing left to do. What its tasks came to is written down before.
+// idleTime is how long an executor without tasks stays for the framework's next group: one that is launched on hearing
+// of the end of the last finds it. As long as with Mesos.
+const idleTime = time.Second
+
+// endGroups ends an executor that has nothing left to do, at once where nothing can follow. What its tasks came to is
+// written down before.
 func (a *Agent) endGroups(c *change, e *executor) {
 	switch e.phase {
 	case phaseAccepted, phaseQueued:
@@ -147,8 +152,22 @@ func (a *Agent) endGroups(c *change, e *executor) {
 	case phaseLaunching:
 		c.then(func() { e.cancelLaunch() })
 	case phaseRunning:
-		e.phase, e.idle = phaseTerminating, true
-		c.then(func() { a.destroy(e, nil) })
+		if e.shutdown || e.framework.terminating || a.leaving || a.drain != nil {
+			e.phase, e.idle = phaseTerminating, true
+			c.then(func() { a.destroy(e, nil) })
+			return
+		}
+		c.then(func() {
+			a.timers.stop(e.timer)
+			e.timer = a.timers.after(idleTime, func() {
+				a.mu.Lock()
+				defer a.mu.Unlock()
+				if e.phase == phaseRunning && !e.shutdown && !e.busy() {
+					e.phase, e.idle = phaseTerminating, true
+					a.destroy(e, nil)
+				}
+			})
+		})
 	}
 }
 

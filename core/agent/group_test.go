@@ -299,6 +299,7 @@ func TestGroupWhoseTaskCannotBeLaunchedIsEnded(t *testing.T) {
 		if s.GetReason() != mesosv1.TaskStatus_REASON_TASK_KILLED_DURING_LAUNCH {
 			t.Errorf("status of c = %v, want TASK_KILLED_DURING_LAUNCH: it never was", s)
 		}
+		time.Sleep(2 * idleTime)
 		synctest.Wait()
 		if got := w.records(); len(got) != 0 {
 			t.Errorf("the store holds %v at the end, want nothing", got)
@@ -393,7 +394,14 @@ func TestSeveralGroupsShareOneExecutor(t *testing.T) {
 		w.host.end(w.container("a"), 0)
 		w.master.await(t, "a", mesosv1.TaskState_TASK_FINISHED)
 		synctest.Wait()
-		// The next one of that name is another.
+		// One that comes at once finds the executor, one that comes later another of its name.
+		w.launchGroup(checkpointed("F"), builtin("e"), command("next", "true"))
+		w.master.await(t, "next", mesosv1.TaskState_TASK_FINISHED)
+		if w.root("next") != root {
+			t.Error("a group that was launched on the end of the last one did not find its executor")
+		}
+		time.Sleep(2 * idleTime)
+		synctest.Wait()
 		w.launchGroup(checkpointed("F"), builtin("e"), command("d", "sleep"))
 		w.master.await(t, "d", mesosv1.TaskState_TASK_RUNNING)
 		if w.root("d") == root {
@@ -407,6 +415,7 @@ func TestGroupThatFindsItsExecutorEndingIsDropped(t *testing.T) {
 		w.start()
 		w.launchGroup(checkpointed("F"), builtin("e"), command("a", "true"))
 		w.master.await(t, "a", mesosv1.TaskState_TASK_STARTING)
+		time.Sleep(2 * idleTime) // it has ended, and nobody acknowledged what its task came to
 		synctest.Wait()
 		w.launchGroup(checkpointed("F"), builtin("e"), command("b", "sleep"))
 		s := w.master.await(t, "b", mesosv1.TaskState_TASK_LOST).GetStatus()
@@ -606,6 +615,8 @@ func TestDrainKillsGroups(t *testing.T) {
 		w.launchGroup(checkpointed("F"), builtin("e"), command("a", "sleep"), command("b", "stubborn"))
 		w.master.await(t, "b", mesosv1.TaskState_TASK_RUNNING)
 		w.master.await(t, "a", mesosv1.TaskState_TASK_RUNNING)
+		w.launchGroup(checkpointed("F"), builtin("idle"), command("c", "true"))
+		w.master.await(t, "c", mesosv1.TaskState_TASK_FINISHED)
 		w.master.send(t, &clusterv1.ToAgent_Drain{Drain: &clusterv1.Drain{Config: &mesosv1.DrainConfig{}}})
 		for _, id := range []string{"a", "b"} {
 			if s := w.master.await(t, id, mesosv1.TaskState_TASK_KILLED).GetStatus(); s.GetReason() != mesosv1.TaskStatus_REASON_AGENT_DRAINING {
@@ -878,6 +889,7 @@ func TestGroupsSurviveTheirAgent(t *testing.T) {
 		}
 		w.kill("c")
 		w.master.await(t, "c", mesosv1.TaskState_TASK_KILLED)
+		time.Sleep(2 * idleTime)
 		synctest.Wait()
 		if got := w.records(); len(got) != 0 || w.host.alive(w.root("a")) {
 			t.Errorf("the store holds %v at the end, want nothing", got)

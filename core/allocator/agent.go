@@ -54,6 +54,22 @@ func (ag *agent) blocked(c *client) bool {
 	return ag.refusedBase.has(c.index) || ag.refusedNow.has(c.index)
 }
 
+// blockedAll says whether that is known of all clients of a role.
+func (ag *agent) blockedAll(r *role) bool {
+	for i, word := range r.listed {
+		if i < len(ag.refusedBase) {
+			word &^= ag.refusedBase[i]
+		}
+		if i < len(ag.refusedNow) {
+			word &^= ag.refusedNow[i]
+		}
+		if word != 0 {
+			return false
+		}
+	}
+	return true
+}
+
 func (ag *agent) block(c *client) {
 	if ag.whole {
 		ag.refusedBase.set(c.index)
@@ -111,6 +127,7 @@ func (a *Allocator) AddAgent(id string, info *mesosv1.AgentInfo, capabilities []
 	}
 	a.agents[id] = ag
 	a.agentList = append(a.agentList, ag)
+	a.byName = nil
 	for _, frameworkID := range sortedKeys(used) {
 		if used[frameworkID].Empty() {
 			continue
@@ -149,6 +166,7 @@ func (a *Allocator) RemoveAgent(id string) {
 		}
 	}
 	ag.removed = true
+	a.byName = nil
 	a.recount(ag)
 	delete(a.agents, id)
 	last := a.agentList[len(a.agentList)-1]

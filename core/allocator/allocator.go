@@ -84,6 +84,7 @@ type Allocator struct {
 
 	agents    map[string]*agent
 	agentList []*agent // same agents, in an order that depends on the history only
+	byName    []*agent // same agents by host name; nil when it must be made anew: see Explain
 	dirty     []*agent // those to look at in the next cycle; may hold removed ones
 	total     vector   // of all agents
 	whitelist map[string]bool

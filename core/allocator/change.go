@@ -259,67 +259,40 @@ func (x *explainer) consider(c *client, ag *agent, general []*reason) {
 // amounts appends the steps that lie in how much there is.
 func (x *explainer) amounts(c *client, ag *agent, s []step) []step {
 	x.haves = x.count(x.haves[:0], c, ag)
-	var revocable, refined, short bool
+	refined := false
 	for i, n := range x.needs {
-		h := &x.haves[i]
-		switch {
-		case h.free >= n.milli:
-		case h.revocable >= n.milli:
-			revocable = true
-		case h.free+h.refined >= n.milli:
+		if h := &x.haves[i]; h.free < n.milli && h.free+h.refined >= n.milli {
 			refined = true
 		}
-	}
-	if revocable && !c.framework.revocable {
-		s = append(s, step{code: StepCapability, name: "REVOCABLE_RESOURCES", cost: stepCosts[StepCapability]})
 	}
 	if refined {
 		s = append(s, step{code: StepCapability, name: "RESERVATION_REFINEMENT", cost: stepCosts[StepCapability]})
 	}
+	var revocable, short bool
 	for i, n := range x.needs {
 		h := &x.haves[i]
-		if h.revocable >= n.milli && h.free < n.milli {
-			continue // a task takes one kind of a resource; this kind has no limits
-		}
-		missing := n.milli - h.free
 		if refined {
-			missing -= h.refined
-			h.reserved += h.refined
+			h.free, h.reserved = h.free+h.refined, h.reserved+h.refined
 		}
-		if missing > 0 {
-			short = true
-			st := step{name: n.name, amount: missing}
-			switch {
-			case h.mine >= n.milli:
-				st.code, st.cost = StepFree, part(missing, n.milli, 20)
-			case h.all >= n.milli:
-				st.amount = n.milli - h.mine
-				st.code, st.cost = StepUnreserve, part(st.amount, n.milli, 20)
-			default:
-				st.amount, st.total = n.milli-h.all, h.all
-				st.code, st.cost = StepLarger, part(st.amount, n.milli, 100)
-			}
-			if !slices.ContainsFunc(s, func(o step) bool { return o.code == st.code }) {
-				st.cost += stepCosts[st.code] // once for all that is short: it is one task that must end
-			}
-			s = append(s, st)
-		}
-		at, known := x.names[n.name]
-		if n.ports || x.headroom == nil || !known {
+		before := len(s)
+		s = x.lacks(c, n, h, s)
+		if len(s) == before {
 			continue
 		}
-		// What is not reserved counts against quotas.
-		counted := max(0, n.milli-h.reserved)
-		t := c.role.top
-		if over := counted - t.room(at); over > 0 {
-			s = append(s, step{code: StepLimit, name: n.name, amount: over, cost: stepCosts[StepLimit]})
+		// A task takes one kind of a resource, and what is revocable has no limits.
+		cost := 0
+		for _, st := range s[before:] {
+			cost += st.cost
 		}
-		if x.guaranteed.get(at) > 0 {
-			surplus := max(0, x.headroom.available.get(at)+max(0, missing)-x.headroom.required.get(at))
-			if over := counted - surplus - t.unmet(at); over > 0 {
-				s = append(s, step{code: StepGuarantee, name: n.name, amount: over, cost: stepCosts[StepGuarantee]})
-			}
+		if h.revocable >= n.milli && (c.framework.revocable || revocable || cost > stepCosts[StepCapability]) {
+			s = s[:before]
+			revocable = true
+			continue
 		}
+		short = short || h.free < n.milli
+	}
+	if revocable && !c.framework.revocable {
+		s = append(s, step{code: StepCapability, name: "REVOCABLE_RESOURCES", cost: stepCosts[StepCapability]})
 	}
 	if short {
 		return s // once more is free, a refusal of what is free now says nothing
@@ -333,6 +306,47 @@ func (x *explainer) amounts(c *client, ag *agent, s []step) []step {
 	}
 	if until, yes := x.refused(c, ag, available); yes {
 		s = append(s, step{code: StepFilter, until: until, cost: stepCosts[StepFilter]})
+	}
+	return s
+}
+
+// lacks appends the steps for one thing that is needed.
+func (x *explainer) lacks(c *client, n requirement, h *have, s []step) []step {
+	missing := max(0, n.milli-h.free)
+	if missing > 0 {
+		st := step{name: n.name, amount: missing}
+		switch {
+		case h.mine >= n.milli:
+			st.code, st.cost = StepFree, part(missing, n.milli, 20)
+		case h.all >= n.milli:
+			st.amount = n.milli - h.mine
+			st.code, st.cost = StepUnreserve, part(st.amount, n.milli, 20)
+		default:
+			st.amount, st.total = n.milli-h.all, h.all
+			st.code, st.cost = StepLarger, part(st.amount, n.milli, 100)
+		}
+		if !slices.ContainsFunc(s, func(o step) bool { return o.code == st.code }) {
+			st.cost += stepCosts[st.code] // once for all that is short: it is one task that must end
+		}
+		s = append(s, st)
+	}
+	at, known := x.names[n.name]
+	if n.ports || x.headroom == nil || !known {
+		return s
+	}
+	// What is not reserved counts against quotas.
+	counted := max(0, n.milli-h.reserved)
+	t := c.role.top
+	if at < len(t.limit) && t.limit[at] != unlimited {
+		if over := t.consumed(at) + counted - t.limit[at]; counted > 0 && over > 0 {
+			s = append(s, step{code: StepLimit, name: n.name, amount: over, cost: stepCosts[StepLimit]})
+		}
+	}
+	if x.guaranteed.get(at) > 0 {
+		surplus := max(0, x.headroom.available.get(at)+missing-x.headroom.required.get(at))
+		if over := counted - surplus - t.unmet(at); over > 0 {
+			s = append(s, step{code: StepGuarantee, name: n.name, amount: over, cost: stepCosts[StepGuarantee]})
+		}
 	}
 	return s
 }

@@ -227,6 +227,9 @@ func (c *cycle) offerRole(r *role, ag *agent) {
 	if !ag.hierarchical && isNested(r.name) {
 		return
 	}
+	if len(r.clients) > 64 && ag.blockedAll(r) {
+		return
+	}
 	c.available = ag.free
 	if !c.plain {
 		c.available = ag.free.AllocatableTo(r.name)

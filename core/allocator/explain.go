@@ -118,7 +118,7 @@ const (
 	defaultExamples = 3
 	// maxPairs bounds the agents times frameworks that are looked at for one answer: a few
 	// milliseconds. One framework is always looked at.
-	maxPairs    = 40_000
+	maxPairs    = 20_000
 	maxAsked    = 200 // frameworks in an answer
 	maxHolders  = 5
 	maxClosest  = 5
@@ -138,6 +138,7 @@ type explainer struct {
 	largest  map[string]int64 // of each resource that is needed, the most that an agent has
 
 	out     Explanation
+	top     []Holder // of agents of which nothing is free; nil until asked
 	fits    map[*agent]bool
 	closest []*change
 	scratch []step
@@ -151,10 +152,13 @@ func (a *Allocator) Explain(q Question, now time.Time) Explanation {
 	if q.Examples <= 0 {
 		q.Examples = defaultExamples
 	}
-	x := &explainer{Allocator: a, now: now, question: q, agents: slices.Clone(a.agentList), fits: make(map[*agent]bool)}
-	slices.SortFunc(x.agents, func(a, b *agent) int {
-		return cmp.Or(cmp.Compare(a.hostname, b.hostname), cmp.Compare(a.id, b.id))
-	})
+	if a.byName == nil {
+		a.byName = slices.Clone(a.agentList)
+		slices.SortFunc(a.byName, func(a, b *agent) int {
+			return cmp.Or(strings.Compare(a.hostname, b.hostname), strings.Compare(a.id, b.id))
+		})
+	}
+	x := &explainer{Allocator: a, now: now, question: q, agents: a.byName, fits: make(map[*agent]bool)}
 	x.out.Agents = len(x.agents)
 	if a.resort {
 		a.sortAll(a.root)

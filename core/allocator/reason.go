@@ -19,16 +19,18 @@ type reasons struct {
 	now    []*reason // scratch: those of one agent
 }
 
-type reason struct {
-	Reason
-	holders map[holder]*holding
-}
+type reason struct{ Reason }
 
-type holder struct{ framework, role string }
+type holder struct {
+	framework *framework
+	role      string
+}
 
 type holding struct {
 	agents int
+	last   *agent // that was counted
 	amount vector
+	share  float64
 }
 
 // general finds the reasons that hold whatever the agent.
@@ -120,7 +122,7 @@ func failedText(text string, others int) string {
 func (g *reasons) free(ag *agent) {
 	c, fw := g.client, g.client.framework
 	if ag.free.Empty() {
-		g.holders(ag, g.add(ag, NothingFree, ""))
+		g.add(ag, NothingFree, "")
 		return
 	}
 	mine := ag.free
@@ -202,31 +204,57 @@ func (g *reasons) add(ag *agent, code Code, detail string) *reason {
 
 func name(ag *agent) string { return ag.hostname + " (" + ag.id + ")" }
 
-// holders counts who has what of an agent.
-func (g *reasons) holders(ag *agent, r *reason) {
-	if r.holders == nil {
-		r.holders = make(map[holder]*holding)
+// holders returns who has most of the agents of which nothing is free. That is the same for all
+// who are asked about.
+func (x *explainer) holders() []Holder {
+	if x.top != nil {
+		return x.top
 	}
-	for fw, s := range ag.allocs { // sums: the order does not matter
-		entries := s.Entries()
-		last := ""
-		for i := range entries {
-			e := &entries[i]
-			key := holder{fw.id, e.AllocatedTo()}
-			h := r.holders[key]
-			if h == nil {
-				h = &holding{}
-				r.holders[key] = h
-			}
-			if key.role != last || i == 0 {
-				h.agents++
-			}
-			last = key.role
-			if e.Milli() > 0 {
-				*h.amount.at(g.index(e.Name())) += e.Milli()
+	all := make(map[holder]*holding)
+	for _, ag := range x.agents {
+		if !ag.free.Empty() {
+			continue
+		}
+		for fw, s := range ag.allocs { // sums: the order does not matter
+			var h *holding
+			last := ""
+			entries := s.Entries()
+			for i := range entries {
+				e := &entries[i]
+				if to := e.AllocatedTo(); h == nil || to != last {
+					key := holder{fw, to}
+					if last, h = to, all[key]; h == nil {
+						h = &holding{}
+						all[key] = h
+					}
+					if h.last != ag {
+						h.last = ag
+						h.agents++
+					}
+				}
+				if e.Milli() > 0 {
+					*h.amount.at(x.index(e.Name())) += e.Milli()
+				}
 			}
 		}
 	}
+	keys := make([]holder, 0, len(all))
+	for k, h := range all {
+		h.share = x.dominant(h.amount)
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, func(a, b holder) int {
+		if c := cmp.Compare(all[b].share, all[a].share); c != 0 {
+			return c
+		}
+		return cmp.Or(strings.Compare(a.framework.id, b.framework.id), strings.Compare(a.role, b.role))
+	})
+	x.top = make([]Holder, 0, maxHolders)
+	for _, k := range keys[:min(len(keys), maxHolders)] {
+		h := all[k]
+		x.top = append(x.top, Holder{FrameworkID: k.framework.id, Role: k.role, Agents: h.agents, Resources: x.quantities(h.amount)})
+	}
+	return x.top
 }
 
 // sorted puts the reasons in words and in order: those that hold for all agents, then by number.
@@ -241,23 +269,10 @@ func (g *reasons) sorted() []Reason {
 	}
 	for _, r := range g.agents {
 		r.Text = g.text(r.Code, r.Text)
-		r.Holders = g.topHolders(r.holders)
+		if r.Code == NothingFree {
+			r.Holders = g.holders()
+		}
 		out = append(out, r.Reason)
-	}
-	return out
-}
-
-func (g *reasons) topHolders(all map[holder]*holding) []Holder {
-	keys := make([]holder, 0, len(all))
-	for k := range all {
-		keys = append(keys, k)
-	}
-	slices.SortFunc(keys, func(a, b holder) int {
-		return cmp.Or(cmp.Compare(g.dominant(all[b].amount), g.dominant(all[a].amount)), cmp.Compare(a.framework, b.framework), cmp.Compare(a.role, b.role))
-	})
-	var out []Holder
-	for _, k := range keys[:min(len(keys), maxHolders)] {
-		out = append(out, Holder{FrameworkID: k.framework, Role: k.role, Agents: all[k].agents, Resources: g.quantities(all[k].amount)})
 	}
 	return out
 }

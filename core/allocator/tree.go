@@ -41,6 +41,7 @@ type role struct {
 	node    *node // its leaf
 	top     *top
 	clients []*client // those that can be offered something, in the order of their turn
+	listed  bitset    // the same clients by index
 	members int       // all clients
 
 	drawnIn uint64 // cycle that turns is for
@@ -241,10 +242,12 @@ func (a *Allocator) list(c *client, want bool) {
 	if want {
 		c.share = a.dominant(c.alloc)
 		c.role.clients = reorder(c.role.clients, c, compareClients, false, func() {})
+		c.role.listed.set(c.index)
 	} else {
 		delta = -1
 		i := slices.Index(c.role.clients, c)
 		c.role.clients = slices.Delete(c.role.clients, i, i+1)
+		c.role.listed.clear(c.index)
 	}
 	yielding := 0
 	if c.yields {

@@ -14,7 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/launchertest"
+	hostlauncher "github.com/mosaic-cluster/mosaic/core/containerizer/launcher/process"
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	agentv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/agent"
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
@@ -568,4 +570,49 @@ func TestRealNestedContainerSeesTheProcessesThatItShares(t *testing.T) {
 	}
 	succeeds(t, c, x)
 	r.takenDown(t, c, root)
+}
+
+// BenchmarkRealNestedLaunchTrue is a whole life of a container nested in one that goes on.
+func BenchmarkRealNestedLaunchTrue(b *testing.B) {
+	env := launchertest.New(b)
+	c, err := New(Config{
+		Launchers: []launcher.Launcher{hostlauncher.New(env.Shim, env.Cgroups, env.Log)}, Store: fakeStore{&machine{disk: map[string][]byte{}}},
+		RunDir: filepath.Join(env.Dir, "run"), CgroupRoot: env.Root, SwitchUser: true,
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close(context.Background())
+	script, shell, value := "exec sleep 1000", false, "/bin/true"
+	root := &containerv1.Container{
+		Id: "root", Generation: 1, Command: &mesosv1.CommandInfo{Value: &script}, User: "root",
+		Sandbox: filepath.Join(env.Dir, "sandboxes", "root"), Cgroup: env.Root + "/root",
+	}
+	if _, err := c.Launch(b.Context(), root); err != nil {
+		b.Fatal(err)
+	}
+	for n := 0; b.Loop(); n++ {
+		x := nestedIn(root, fmt.Sprintf("n%d", n))
+		x.Command = &mesosv1.CommandInfo{Shell: &shell, Value: &value}
+		if _, err := c.Launch(b.Context(), x); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := c.Wait(b.Context(), x.Id); err != nil {
+			b.Fatal(err)
+		}
+		if err := c.Forget(b.Context(), x.Id); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := c.Destroy(b.Context(), "root", nil); err != nil {
+		b.Fatal(err)
+	}
+	if err := c.Forget(b.Context(), "root"); err != nil {
+		b.Fatal(err)
+	}
+	for len(c.all()) > 0 { // the last cleanups end in the background
+		if ct := c.all(); len(ct) > 0 {
+			<-ct[0].gone
+		}
+	}
 }

@@ -198,6 +198,9 @@ func (s *state) schedulerCall(f *framework, c schedulerCall, now time.Time) erro
 func (s *state) updateFramework(f *framework, c schedulerCall, now time.Time) error {
 	update := c.call.GetUpdateFramework()
 	info := update.GetFrameworkInfo().CloneVT()
+	if info.Principal == nil { // left out, as at subscription
+		info.Principal = f.info.Principal
+	}
 	switch {
 	case info.GetId().GetValue() != f.id:
 		return badRequest("'framework_info.id' is %q, want %q", info.GetId().GetValue(), f.id)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,16 +23,17 @@ import (
 type administered struct {
 	addr string
 
-	mu       sync.Mutex // guards what follows
-	state    *masterv1.Response_GetState
-	quotas   map[string]*quotav1.QuotaConfig
-	weights  map[string]float64
-	schedule *maintenancev1.Schedule
-	down     []*mesosv1.MachineID
-	drained  int // GET_AGENTS calls after which a draining agent is drained
-	calls    []*masterv1.Call
-	pages    map[string]string // answers to GET, by path and query
-	asked    []string          // paths and queries of GETs
+	mu         sync.Mutex // guards what follows
+	state      *masterv1.Response_GetState
+	quotas     map[string]*quotav1.QuotaConfig
+	weights    map[string]float64
+	schedule   *maintenancev1.Schedule
+	down       []*mesosv1.MachineID
+	operations []*mesosv1.Operation
+	drained    int // GET_AGENTS calls after which a draining agent is drained
+	calls      []*masterv1.Call
+	pages      map[string]string // answers to GET, by path and query
+	asked      []string          // paths and queries of GETs
 }
 
 func administer(t *testing.T) *administered {
@@ -98,6 +100,8 @@ func (m *administered) answer(call *masterv1.Call) (*masterv1.Response, string) 
 		return &masterv1.Response{Type: masterv1.Response_GET_AGENTS.Enum(), GetAgents: m.state.GetAgents}, ""
 	case masterv1.Call_GET_FRAMEWORKS:
 		return &masterv1.Response{Type: masterv1.Response_GET_FRAMEWORKS.Enum(), GetFrameworks: m.state.GetFrameworks}, ""
+	case masterv1.Call_GET_OPERATIONS:
+		return &masterv1.Response{Type: masterv1.Response_GET_OPERATIONS.Enum(), GetOperations: &masterv1.Response_GetOperations{Operations: m.operations}}, ""
 	case masterv1.Call_GET_ROLES:
 		return &masterv1.Response{Type: masterv1.Response_GET_ROLES.Enum(), GetRoles: &masterv1.Response_GetRoles{Roles: []*mesosv1.Role{
 			{Name: ptr("batch"), Weight: ptr(1.0)}, {Name: ptr("web"), Weight: ptr(2.0)},
@@ -140,6 +144,7 @@ func (m *administered) answer(call *masterv1.Call) (*masterv1.Response, string) 
 		m.down = slices.DeleteFunc(m.down, func(id *mesosv1.MachineID) bool {
 			return slices.ContainsFunc(call.GetStopMaintenance().GetMachines(), id.EqualVT)
 		})
+	case masterv1.Call_TEARDOWN:
 	case masterv1.Call_DRAIN_AGENT, masterv1.Call_DEACTIVATE_AGENT, masterv1.Call_REACTIVATE_AGENT, masterv1.Call_MARK_AGENT_GONE:
 		return nil, m.turn(call)
 	default:
@@ -451,5 +456,40 @@ func TestTasksShowTheirHealth(t *testing.T) {
 		if got, err := json.Marshal(newTaskCheck(s)); err != nil || string(got) != want {
 			t.Errorf("%v is %s, %v; want %s", s, got, err, want)
 		}
+	}
+}
+
+func TestAFrameworkIsTornDownByNameAndNotByMistake(t *testing.T) {
+	m := administer(t)
+	if _, _, err := m.mosaic(t, "framework", "teardown", "marathon"); silently(t, err) != exitUsage || m.last(masterv1.Call_TEARDOWN) != nil {
+		t.Errorf("teardown without --yes = %v, want nothing done", err)
+	}
+	_, stderr, err := m.mosaic(t, "framework", "teardown", "marathon", "--yes")
+	if id := m.last(masterv1.Call_TEARDOWN).GetTeardown().GetFrameworkId().GetValue(); err != nil || id != "f-1" || !strings.Contains(stderr, "marathon (f-1)") {
+		t.Errorf("teardown = %q, %v; tore down %q", stderr, err, id)
+	}
+	if _, _, err := m.mosaic(t, "framework", "teardown", "mosaic run", "--yes"); err == nil || !strings.Contains(err.Error(), "no framework") {
+		t.Errorf("teardown of one that has ended = %v", err)
+	}
+}
+
+func TestKillOfATaskInAGroupNamesItsContainerInFull(t *testing.T) {
+	agent := newEnterable(t)
+	c, err := agent.run("child", []string{"sleep", "1000"}, nil, false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	master := agent.clusterOf(t, func(task *mesosv1.Task) {
+		task.Statuses[0].ContainerStatus.ContainerId = &mesosv1.ContainerID{Value: ptr("child"), Parent: &mesosv1.ContainerID{Value: ptr("executor")}}
+	})
+	if out, _, err := execute(t, "task", "ls", "--master", master, "-o", "wide"); err != nil || !strings.Contains(out, "executor.child") {
+		t.Errorf("task ls = %v\n%s\nwant the container's whole name", err, out)
+	}
+	if _, _, err := execute(t, "task", "kill", "--master", master, "web-1"); err != nil {
+		t.Fatal(err)
+	}
+	<-c.ended
+	if got := containerText(agent.killed[0]); got != "executor.child" || c.status.Signal() != syscall.SIGTERM {
+		t.Errorf("killed %s, which ended with %v; want executor.child with SIGTERM", got, c.status)
 	}
 }

@@ -153,7 +153,7 @@ var frameworkColumns = []column[frameworkRow]{
 }
 
 func newFramework() *cobra.Command {
-	cmd := &cobra.Command{Use: "framework", Short: "List the frameworks", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "framework", Short: "List the frameworks; end them", Args: cobra.NoArgs}
 	var master, format string
 	var all bool
 	ls := &cobra.Command{
@@ -204,7 +204,7 @@ func newFramework() *cobra.Command {
 	masterFlag(ls, &master)
 	outputFlag(ls, &format)
 	ls.Flags().BoolVarP(&all, "all", "a", false, "also frameworks that have ended")
-	cmd.AddCommand(ls)
+	cmd.AddCommand(ls, newFrameworkTeardown())
 	return cmd
 }
 

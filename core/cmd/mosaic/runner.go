@@ -100,7 +100,7 @@ func (o *runOptions) run(ctx context.Context) (int, error) {
 	err := r.loop(ctx, events, ended)
 	if r.talk != nil { // the terminal is put right before anything is said
 		r.endTalk()
-		<-r.talk
+		_ = <-r.talk // the run is over, whatever it says
 	}
 	if !errors.Is(err, errDone) {
 		return 0, hint(err, o.master, "master")

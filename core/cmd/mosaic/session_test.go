@@ -36,6 +36,7 @@ type enterable struct {
 	mu         sync.Mutex // guards what follows
 	containers map[string]*contained
 	launched   []*agentv1.Call_LaunchNestedContainerSession
+	killed     []*mesosv1.ContainerID
 	refuse     string // what a launch is refused with
 }
 
@@ -223,6 +224,9 @@ func (a *enterable) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			http.NotFound(w, r)
 			return
 		}
+		a.mu.Lock()
+		a.killed = append(a.killed, call.GetKillContainer().GetContainerId())
+		a.mu.Unlock()
 		_ = c.cmd.Process.Signal(syscall.Signal(call.GetKillContainer().GetSignal()))
 	default:
 		http.Error(w, "no such call here: "+call.GetType().String(), http.StatusNotImplemented)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -57,7 +58,7 @@ func newTaskRow(c *cluster, t *mesosv1.Task) taskRow {
 	r.Framework = c.frames[r.FrameworkID].GetFrameworkInfo().GetName()
 	r.Hostname = c.agents[r.AgentID].GetAgentInfo().GetHostname()
 	for _, s := range t.GetStatuses() {
-		if id := s.GetContainerStatus().GetContainerId().GetValue(); id != "" {
+		if id := containerText(s.GetContainerStatus().GetContainerId()); id != "" {
 			r.ContainerID = id
 		}
 		r.Healthy, r.Check = s.Healthy, newTaskCheck(s.GetCheckStatus())
@@ -71,6 +72,14 @@ func newTaskRow(c *cluster, t *mesosv1.Task) taskRow {
 		}
 	}
 	return r
+}
+
+// containerText names a container as agents do: the ids from the outermost on, with dots between.
+func containerText(id *mesosv1.ContainerID) string {
+	if id.GetParent() == nil {
+		return id.GetValue()
+	}
+	return containerText(id.GetParent()) + "." + id.GetValue()
 }
 
 // taskCheck is what a task's check last saw: the member of its kind, and none before the first result.
@@ -338,11 +347,12 @@ func newTaskKill() *cobra.Command {
 		Use: "kill TASK", Short: "End a task", Args: cobra.ExactArgs(1),
 		Long: `Ends a task.
 
-A task started by 'mosaic run' is its framework's only one: the framework is torn down and the
-task gets SIGTERM, then SIGKILL after its grace period. Tasks of other frameworks belong to
-their schedulers, which may start them again; their container gets SIGTERM.`,
+A task started by 'mosaic run' is its framework's only one, or one of a group that ends together:
+the framework is torn down and the task gets SIGTERM, then SIGKILL after its grace period. Tasks
+of other frameworks belong to their schedulers, which may start them again; their container gets
+SIGTERM.`,
 		Example:           "  mosaic task kill web-1",
-		ValidArgsFunction: completeTasks,
+		ValidArgsFunction: completeFrom(liveTasks, false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := readCluster(cmd.Context(), master)
 			if err != nil {
@@ -378,20 +388,9 @@ func (c *cluster) kill(ctx context.Context, t *mesosv1.Task) error {
 		})
 		return err
 	}
-	r := newTaskRow(c, t)
-	if r.ContainerID == "" {
-		return fmt.Errorf("it has no container yet; try again when it runs")
-	}
-	addr, err := c.agentAddr(r.AgentID)
+	agent, container, err := c.liveContainer(t)
 	if err != nil {
 		return err
 	}
-	sigterm := int32(15)
-	_, err = operator.NewAgent(addr).Call(ctx, &agentv1.Call{
-		Type: agentv1.Call_KILL_CONTAINER.Enum(),
-		KillContainer: &agentv1.Call_KillContainer{
-			ContainerId: &mesosv1.ContainerID{Value: &r.ContainerID}, Signal: &sigterm,
-		},
-	})
-	return err
+	return agent.KillContainer(ctx, container, int(syscall.SIGTERM))
 }

@@ -138,27 +138,39 @@ func Connect(ctx context.Context, dir string) (*Client, error) {
 	return c, nil
 }
 
-// Beside connects to the shim that keeps the first container, whose run folder is dir, for Create of one more.
-// ErrLost when there is none that can keep it: it is gone, too old, or, if runs is set, was not handed a runtime.
-func Beside(ctx context.Context, dir string, runs bool) (*Client, error) {
+// Beside connects to the shim that keeps the first container, whose run folder is dir, for Create of one more. runtime,
+// if not nil, is handed to the shim, unless it has one. ErrLost when there is no shim that can do it: it is gone, its
+// container does not run, or it is too old.
+func Beside(ctx context.Context, dir string, runtime *Binary) (*Client, error) {
 	conn, err := dial(ctx, dir)
 	if err != nil {
 		return nil, err
 	}
 	c := newClient(conn, nil)
-	s, err := c.State(ctx)
-	need := uint32(wire.CanKeepMore)
-	if runs {
-		need |= wire.CanRun
-	}
-	if err == nil && (s.Abilities&need != need || !s.Started || s.Exited) {
-		err = fmt.Errorf("shim in %s cannot keep another container: %w", dir, ErrLost)
-	}
-	if err != nil {
+	if err := c.enlist(ctx, runtime); err != nil {
 		_ = c.Close()
-		return nil, err
+		return nil, fmt.Errorf("shim in %s cannot keep another container: %w", dir, err)
 	}
 	return c, nil
+}
+
+// enlist makes sure that the shim can keep one more container.
+func (c *Client) enlist(ctx context.Context, runtime *Binary) error {
+	s, err := c.State(ctx)
+	if err != nil {
+		return err
+	}
+	if s.Abilities&wire.CanKeepMore == 0 || !s.Started || s.Exited {
+		return ErrLost
+	}
+	if runtime == nil || runtime.memory == nil || s.Abilities&wire.CanRun != 0 {
+		return nil
+	}
+	if s.Abilities&wire.CanTake == 0 {
+		return ErrLost
+	}
+	_, err = c.callWith(ctx, wire.KindRuntime, nil, runtime.memory)
+	return err
 }
 
 // dial connects to the socket in dir.
@@ -281,6 +293,11 @@ func readFrame(r *bufio.Reader) (frame, uint32, error) {
 
 // call sends a request and waits for its answer.
 func (c *Client) call(ctx context.Context, kind uint8, payload []byte) (frame, error) {
+	return c.callWith(ctx, kind, payload, nil)
+}
+
+// callWith is call with a file that goes along, if it is not nil.
+func (c *Client) callWith(ctx context.Context, kind uint8, payload []byte, along *os.File) (frame, error) {
 	ch := make(chan frame, 1)
 	c.mu.Lock()
 	id := c.nextID
@@ -288,7 +305,7 @@ func (c *Client) call(ctx context.Context, kind uint8, payload []byte) (frame, e
 		c.nextID++
 	}
 	c.calls[id] = ch
-	err := c.send(kind, id, payload)
+	err := c.send(kind, id, payload, along)
 	c.mu.Unlock()
 	forget := func() {
 		c.mu.Lock()
@@ -323,11 +340,18 @@ func (c *Client) call(ctx context.Context, kind uint8, payload []byte) (frame, e
 }
 
 // send writes a frame. mu is held, or the client not shared yet.
-func (c *Client) send(kind uint8, id uint32, payload []byte) error {
+func (c *Client) send(kind uint8, id uint32, payload []byte, along *os.File) error {
 	if err := c.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return ErrLost
 	}
-	if _, err := c.conn.Write(wire.AppendFrame(nil, kind, id, payload)); err != nil {
+	b := wire.AppendFrame(nil, kind, id, payload)
+	var err error
+	if conn, ok := c.conn.(*net.UnixConn); ok && along != nil {
+		_, _, err = conn.WriteMsgUnix(b, syscall.UnixRights(int(along.Fd())), nil)
+	} else {
+		_, err = c.conn.Write(b)
+	}
+	if err != nil {
 		_ = c.conn.Close() // what was written of the frame cannot be taken back
 		return fmt.Errorf("%w: %w", ErrLost, err)
 	}
@@ -338,7 +362,7 @@ func (c *Client) send(kind uint8, id uint32, payload []byte) error {
 func (c *Client) watch() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.send(wire.KindWait, exitID, nil)
+	return c.send(wire.KindWait, exitID, nil, nil)
 }
 
 // Create hands over the spec and returns when the first process exists and is held.

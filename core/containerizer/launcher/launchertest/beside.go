@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/supervised"
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 )
 
@@ -51,6 +52,16 @@ func (e *Env) Session(first launcher.Handle, r *launcher.Request, s containerv1.
 	n := e.Beside(first, r, argv...)
 	n.Streams, n.Stdout, n.Stderr = s, "", ""
 	return n
+}
+
+// ShimOfState is the run folder of the container whose shim keeps h too, "" when it has one of its own.
+func ShimOfState(t testing.TB, h launcher.Handle) string {
+	t.Helper()
+	rec, err := supervised.ParseRecord(h.State())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rec.Shim
 }
 
 func oneShimKeepsSeveral(t *testing.T, e *Env, l launcher.Launcher) {

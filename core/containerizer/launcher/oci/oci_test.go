@@ -14,6 +14,7 @@ import (
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/launchertest"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/oci"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/process"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/shim"
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 )
@@ -141,6 +142,26 @@ func TestTerminalOfAnImage(t *testing.T) {
 		if _, err := os.Lstat(filepath.Join(r.RunDir, "tty")); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: the socket for the terminal is left: %v", name, err)
 		}
+	}
+}
+
+// TestBesideABareProcess: a shim that was started without the runtime is handed it with the first that needs it.
+func TestBesideABareProcess(t *testing.T) {
+	e := launchertest.New(t)
+	l := newLauncher(t, e)
+	first := e.Request("sleep", "1000")
+	h := launchertest.Start(t, process.New(e.Shim, e.Cgroups, e.Log), first)
+	for range 2 {
+		n := launchertest.Start(t, l, e.Session(h, first, containerv1.Container_ATTACHED, "echo", "fine"))
+		if out, _ := launchertest.ReadAll(t, launchertest.Attach(t, n)); out != "fine\n" {
+			t.Errorf("output = %q, want fine", out)
+		}
+		if got, want := launchertest.ShimOfState(t, n), first.RunDir; got != want {
+			t.Errorf("it is kept by the shim in %q, want that in %q", got, want)
+		}
+	}
+	if err := h.Signal(launchertest.Context(t), syscall.SIGCONT); err != nil {
+		t.Errorf("Signal to the first = %v", err)
 	}
 }
 

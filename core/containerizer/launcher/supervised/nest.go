@@ -173,7 +173,7 @@ func (b *Birth) take(ctx context.Context, runtime *shim.Binary) error {
 		if dir == "" {
 			dir = other.rec.RunDir
 		}
-		client, err := shim.Beside(ctx, dir, runtime != nil && runtime.Sealed())
+		client, err := shim.Beside(ctx, dir, runtime)
 		if err == nil {
 			b.client, b.beside = client, dir
 			return nil

@@ -25,6 +25,7 @@ func run() int {
 	if pauses() {
 		pause()
 	}
+	runtime := inherited(wire.RuntimeFD)
 	// Whatever else the starter had open is no business of a shim, and less of a container.
 	_ = unix.CloseRange(wire.RuntimeFD+1, ^uint(0), 0)
 	for fd := wire.ConnFD; fd <= wire.RuntimeFD; fd++ {
@@ -42,7 +43,7 @@ func run() int {
 		if err != nil {
 			return 65
 		}
-		return supervise.Run(wire.ConnFD, id, spec)
+		return supervise.Run(wire.ConnFD, id, spec, runtime)
 	case wire.KindStage:
 		st, err := wire.ParseStage(payload)
 		if err != nil {
@@ -52,6 +53,12 @@ func run() int {
 		return stage.Run(wire.ConnFD, st)
 	}
 	return 64
+}
+
+// inherited says whether a descriptor was handed to this program: those that its own runtime opens are closed on exec.
+func inherited(fd int) bool {
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	return err == nil && flags&unix.FD_CLOEXEC == 0
 }
 
 // firstFrame reads one frame from a blocking socket.

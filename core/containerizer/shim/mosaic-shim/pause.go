@@ -15,8 +15,7 @@ import (
 // pauses tells whether the command line says so, and nobody waits for a shim at the other end of the descriptor. It is
 // read from /proc: package os, which knows it, would cost each shim memory.
 func pauses() bool {
-	// What was inherited is not closed on exec; the runtime's own files are.
-	if flags, err := unix.FcntlInt(wire.ConnFD, unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
+	if inherited(wire.ConnFD) {
 		return false
 	}
 	fd, err := syscall.Open("/proc/self/cmdline", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)

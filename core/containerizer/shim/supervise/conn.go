@@ -17,6 +17,7 @@ type conn struct {
 	out  *client // not nil when it has turned into a stream
 	buf  [wire.HeaderSize + maxRequest]byte
 	n    int
+	sent int    // a descriptor that came along, 0 for none
 	spec []byte // as much as is there; its capacity is the whole length
 }
 
@@ -46,6 +47,7 @@ func (cn *conn) close() {
 	}
 	_ = syscall.Close(cn.fd)
 	cn.fd = -1
+	cn.dropSent()
 	if cn.out != nil {
 		cn.of.streams.leave(cn.out)
 		cn.of.streams.tidy()
@@ -58,7 +60,7 @@ func (s *supervisor) read(cn *conn) (released bool) {
 	if cn.spec != nil {
 		room = cn.spec[len(cn.spec):cap(cn.spec)]
 	}
-	n, err := syscall.Read(cn.fd, room)
+	n, err := cn.receive(room)
 	if err == syscall.EAGAIN || err == syscall.EINTR {
 		return false
 	}
@@ -99,6 +101,40 @@ func (s *supervisor) read(cn *conn) (released bool) {
 		cn.close() // it has not waited for the answer
 	}
 	return released
+}
+
+// receive reads, and takes a descriptor that comes along where there is use for one.
+func (cn *conn) receive(b []byte) (int, error) {
+	if cn.of.s.abilities&wire.CanRun != 0 {
+		return syscall.Read(cn.fd, b)
+	}
+	rights := make([]byte, syscall.CmsgSpace(4))
+	n, m, _, _, err := syscall.Recvmsg(cn.fd, b, rights, syscall.MSG_CMSG_CLOEXEC)
+	if fd := descriptor(rights[:m]); err == nil && fd > 0 {
+		cn.dropSent()
+		cn.sent = fd
+	}
+	return n, err
+}
+
+func (cn *conn) dropSent() {
+	if cn.sent > 0 {
+		_ = syscall.Close(cn.sent)
+		cn.sent = 0
+	}
+}
+
+// descriptor is the one that came with a message, 0 for none.
+func descriptor(rights []byte) int {
+	messages, err := syscall.ParseSocketControlMessage(rights)
+	if err != nil || len(messages) != 1 {
+		return 0
+	}
+	fds, err := syscall.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return 0
+	}
+	return fds[0]
 }
 
 // handle answers a request. It reports whether the shim was released.
@@ -165,6 +201,20 @@ func (s *supervisor) handle(cn *conn, kind uint8, id uint32, payload []byte) (re
 			refuse(syscall.EIO, err.Error())
 			return false
 		}
+		cn.send(wire.KindOK, id, nil)
+	case wire.KindRuntime:
+		if s.abilities&wire.CanRun == 0 {
+			if cn.sent == 0 {
+				refuse(syscall.EBADF, "no runtime came along")
+				return false
+			}
+			if err := putRuntime(cn.sent); err != nil {
+				refuse(syscall.EIO, err.Error())
+				return false
+			}
+			s.abilities |= wire.CanRun
+		}
+		cn.dropSent()
 		cn.send(wire.KindOK, id, nil)
 	case wire.KindAttach:
 		s.attach(cn, id)

@@ -68,10 +68,11 @@ type ended struct {
 
 // Run serves until the first container has ended and was released or forgotten, and returns the
 // process's exit code. conn is the connection of the agent, spec the first frame on it with id.
+// runtime says that a runtime was handed over at wire.RuntimeFD.
 // Run must be called on a locked thread.
-func Run(fd int, id uint32, spec *wire.Spec) int {
-	s := &supervisor{self: syscall.Getpid(), wake: -1, abilities: wire.CanKeepMore}
-	if _, err := unix.FcntlInt(wire.RuntimeFD, unix.F_GETFD, 0); err == nil {
+func Run(fd int, id uint32, spec *wire.Spec, runtime bool) int {
+	s := &supervisor{self: syscall.Getpid(), wake: -1, abilities: wire.CanKeepMore | wire.CanTake}
+	if runtime {
 		s.abilities |= wire.CanRun
 	}
 	c := s.newContainer(spec)
@@ -107,6 +108,21 @@ func (s *supervisor) prepare() error {
 	s.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return fail("make event counter", "", err)
+	}
+	if s.abilities&wire.CanRun == 0 {
+		// Nothing else is to be at the descriptor that a runtime may come to.
+		return putRuntime(s.wake)
+	}
+	return nil
+}
+
+// putRuntime puts a copy of fd where a runtime is found.
+func putRuntime(fd int) error {
+	if fd == wire.RuntimeFD {
+		return nil
+	}
+	if err := unix.Dup3(fd, wire.RuntimeFD, unix.O_CLOEXEC); err != nil {
+		return fail("keep runtime", "", err)
 	}
 	return nil
 }

@@ -77,19 +77,15 @@ func (c *container) readConsole() {
 	if err != nil {
 		return
 	}
-	messages, err := syscall.ParseSocketControlMessage(rights[:n])
-	if err != nil || len(messages) != 1 {
-		return
-	}
-	fds, err := syscall.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
+	fd := descriptor(rights[:n])
+	if fd == 0 {
 		return
 	}
 	if c.streams.out[0].fd >= 0 || c.streams.out[0].done {
-		_ = syscall.Close(fds[0])
+		_ = syscall.Close(fd)
 		return
 	}
-	if err := c.streams.useTerminal(fds[0]); err != nil {
+	if err := c.streams.useTerminal(fd); err != nil {
 		c.streams.finished(0)
 	}
 }

@@ -26,6 +26,9 @@ const (
 	KindStage   = 8 // Stage; first frame of a stage.
 	KindResize  = 9 // uint32 rows and columns of the terminal; answered by OK or Error.
 
+	// KindRuntime, empty, comes with the descriptor of a runtime, for a shim that was handed none. Answered by OK or Error.
+	KindRuntime = 14
+
 	// KindAttach, empty, is the first frame of a connection that turns into a stream. Answered by OK or Error. A stream's
 	// frames carry no id. The client sends the kinds below it and gets the Out kinds.
 	KindAttach   = 10
@@ -98,6 +101,7 @@ type State struct {
 const (
 	CanKeepMore = 1 << 0 // it keeps more containers than its first
 	CanRun      = 1 << 1 // it was handed a runtime
+	CanTake     = 1 << 2 // it can be handed one later
 )
 
 // Append appends the encoding of s.
