@@ -54,7 +54,6 @@ type container struct {
 	handle        launcher.Handle
 	why           *containerv1.Termination // first reason given to Destroy
 	condemned     bool
-	fatal         int                     // signal that SIGKILL was sent instead of, 0 for none
 	cancel        context.CancelCauseFunc // ends the launch under way
 	reason        isolatorv1.CleanupRequest_Reason
 	orphan        bool

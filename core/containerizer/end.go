@@ -39,7 +39,7 @@ func (c *Containerizer) watch(ct *container) {
 		}
 		cancel()
 	}
-	c.finish(ct, c.verdict(ct, ct.endedBy(waitStatus), known))
+	c.finish(ct, c.verdict(ct, waitStatus, known))
 	c.settle(ct, errUntried)
 }
 

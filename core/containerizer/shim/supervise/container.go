@@ -17,18 +17,19 @@ type container struct {
 	stage    int // our end of the stage's socket, -1 without one
 
 	state     wire.State
-	startable bool     // the first process exists and is held
-	staged    bool     // a stage holds the first process, until it executes
-	executes  bool     // the stage is about to execute the command
-	creating  *waiter  // who waits for Created
-	starting  []waiter // who waits for the start
-	ending    []waiter // who waits for the end
-	killing   []waiter // who waits for the last process
-	stageErr  string   // what the stage complained about
-	runtime   int      // pid of the runtime's create command while it runs
-	console   int      // socket to which a runtime sends a terminal, then the connection to it, -1 without one
-	accepted  bool     // console is the connection
-	streams   *streams // nil when the streams are files
+	startable bool           // the first process exists and is held
+	staged    bool           // a stage holds the first process, until it executes
+	executes  bool           // the stage is about to execute the command
+	creating  *waiter        // who waits for Created
+	starting  []waiter       // who waits for the start
+	ending    []waiter       // who waits for the end
+	killing   []waiter       // who waits for the last process
+	stageErr  string         // what the stage complained about
+	fatal     syscall.Signal // that SIGKILL was sent for, 0 if none
+	runtime   int            // pid of the runtime's create command while it runs
+	console   int            // socket to which a runtime sends a terminal, then the connection to it, -1 without one
+	accepted  bool           // console is the connection
+	streams   *streams       // nil when the streams are files
 }
 
 func (s *supervisor) newContainer(spec *wire.Spec) *container {
@@ -199,7 +200,7 @@ func (c *container) readStage() {
 //
 // The first process of a pid namespace is deaf to signals it has no handler for, where any other would
 // end: sleep or a shell would then take no notice of SIGTERM. It is killed instead, which is what the
-// default action comes to.
+// default action comes to, and its status says that it ended by sig.
 func (c *container) signal(sig syscall.Signal) error {
 	deaf := sig != syscall.SIGKILL && endsByDefault(sig) && isDeafInit(c.state.Pid, sig)
 	err := syscall.Kill(-c.state.Pid, sig)
@@ -207,6 +208,7 @@ func (c *container) signal(sig syscall.Signal) error {
 		err = syscall.Kill(c.state.Pid, sig)
 	}
 	if err == nil && deaf {
+		c.fatal = sig
 		err = syscall.Kill(c.state.Pid, syscall.SIGKILL)
 	}
 	return err

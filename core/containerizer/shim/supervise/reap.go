@@ -74,6 +74,9 @@ func (s *supervisor) childEnded(pid int, status uint32) {
 
 // ended records and tells how the first process ended.
 func (c *container) ended(status uint32) {
+	if c.fatal != 0 && syscall.WaitStatus(status).Signal() == syscall.SIGKILL {
+		status = uint32(c.fatal) // there is no bit for a core: none was written
+	}
 	c.state.Exited, c.state.WaitStatus = true, status
 	var ts unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_REALTIME, &ts)
