@@ -519,7 +519,7 @@ func aHundredSessions(t *testing.T, e *Env, l launcher.Launcher) {
 				}
 			}
 		}
-		if err != io.EOF || !strings.Contains(out, fmt.Sprintf("go %d", i)) {
+		if !errors.Is(err, io.EOF) || !strings.Contains(out, fmt.Sprintf("go %d", i)) {
 			t.Errorf("session %d says %q, then %v", i, out, err)
 		}
 		return first

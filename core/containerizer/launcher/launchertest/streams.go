@@ -70,7 +70,7 @@ func ReadAll(t testing.TB, s launcher.Streams) (stdout, stderr string) {
 	var out [2]strings.Builder
 	for {
 		c, err := s.Read()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return out[0].String(), out[1].String()
 		}
 		if err != nil {
@@ -250,7 +250,7 @@ func everyReaderGetsTheSame(t *testing.T, e *Env, l launcher.Launcher) {
 			for ; err == nil; c, err = s.Read() {
 				out.Write(c.Data)
 			}
-			if err != io.EOF {
+			if !errors.Is(err, io.EOF) {
 				t.Errorf("Read = %v", err)
 			}
 			results <- out.String()
