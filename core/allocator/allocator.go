@@ -86,6 +86,8 @@ type Allocator struct {
 	agentList []*agent // same agents, in an order that depends on the history only
 	byName    []*agent // same agents by host name; nil when it must be made anew: see Explain
 	dirty     []*agent // those to look at in the next cycle; may hold removed ones
+	all       bool     // look at all agents of which something is free in the next cycle
+	fresh     bitset   // clients to be asked anew about all agents
 	total     vector   // of all agents
 	whitelist map[string]bool
 

@@ -100,6 +100,17 @@ func (c *cycle) serveHeld() {
 // at. The order is a matter of their ids and of the cycle only: neither when they were added nor
 // what happened to them counts.
 func (a *Allocator) candidates() []*agent {
+	if a.all {
+		for _, ag := range a.agentList {
+			ag.refusedBase.remove(a.fresh)
+			ag.refusedNow.remove(a.fresh)
+			if !ag.free.Empty() {
+				a.touch(ag)
+			}
+		}
+		a.all = false
+		clear(a.fresh)
+	}
 	var out []*agent
 	for _, ag := range a.dirty {
 		ag.dirty = false
@@ -372,6 +383,7 @@ func (c *cycle) give(ag *agent, cl *client, s resources.Set) {
 	}
 	lacked := c.guarantees && cl.role.top.lacking()
 	ag.allocs[fw] = ag.allocs[fw].Add(allocated)
+	fw.on[ag] = struct{}{}
 	ag.allocated = ag.allocated.Add(own)
 	ag.free = ag.free.Subtract(own)
 	ag.whole = false

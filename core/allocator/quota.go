@@ -76,7 +76,7 @@ func (a *Allocator) SetQuota(roleName string, guarantees, limits resources.Quant
 	t.refs++
 	a.quotas = append(a.quotas, t)
 	a.guaranteed.add(t.guarantee, 1)
-	a.touchAll()
+	a.all = true
 }
 
 // RemoveQuota takes a role's quota away.
@@ -89,7 +89,7 @@ func (a *Allocator) RemoveQuota(roleName string) {
 	t.guarantee, t.limit, t.rooms, t.hasQuota = nil, nil, nil, false
 	a.quotas = slices.DeleteFunc(a.quotas, func(x *top) bool { return x == t })
 	a.release(t)
-	a.touchAll()
+	a.all = true
 }
 
 // Consumed returns what counts against the quota of a top-level role: what is reserved for it
@@ -104,14 +104,6 @@ func (a *Allocator) Consumed(roleName string) resources.Quantities {
 		}
 	}
 	return q
-}
-
-func (a *Allocator) touchAll() {
-	for _, ag := range a.agentList {
-		if !ag.free.Empty() {
-			a.touch(ag)
-		}
-	}
 }
 
 func milli(v float64) int64 {
