@@ -411,3 +411,58 @@ func TestNothingIsOfferedDuringAPause(t *testing.T) {
 		t.Errorf("NextExpiry = %v after the pause, want none", got)
 	}
 }
+
+// A cycle looks at the agents that something happened to, also where quotas keep something back of
+// others.
+func TestOnlyAgentsThatChangedAreLookedAt(t *testing.T) {
+	for _, quota := range []bool{false, true} {
+		a := New(Options{Seed: 9})
+		if quota {
+			a.SetQuota("kept", resources.Quantities{"cpus": 300}, nil)
+			a.SetQuota("eng", nil, resources.Quantities{"cpus": 900})
+		}
+		for i := range 3 {
+			a.AddFramework(fmt.Sprintf("f%d", i), frameworkInfo([]string{"eng"}), nil, true)
+		}
+		slots(a, 0, 1000)
+		offers := a.Allocate(epoch)
+		looked := func() (n int) {
+			for _, ag := range a.agentList {
+				if ag.looked == a.cycle {
+					n++
+				}
+			}
+			return n
+		}
+		if n := looked(); n != 1000 {
+			t.Fatalf("quota %v: the first cycle looked at %d agents, want all", quota, n)
+		}
+		for i := range 10 {
+			o := offers[i]
+			a.RecoverResources(o.FrameworkID, o.AgentID, o.Resources, nil, epoch)
+			if n := len(a.Allocate(epoch)); n != 1 {
+				t.Fatalf("quota %v: %d offers, want 1", quota, n)
+			}
+			if n := looked(); n != 1 {
+				t.Errorf("quota %v: one agent changed, and %d were looked at", quota, n)
+			}
+		}
+		// When there is more room, as much as there is room for is looked at.
+		if !quota {
+			continue
+		}
+		a.DeactivateFramework("f0")
+		a.DeactivateFramework("f1")
+		o := offers[slices.IndexFunc(offers, func(o Offer) bool { return o.FrameworkID == "f0" })]
+		a.DeactivateAgent(o.AgentID)
+		a.RecoverResources(o.FrameworkID, o.AgentID, o.Resources, nil, epoch)
+		a.Allocate(epoch)
+		if n := looked(); n > 0 {
+			t.Errorf("a guarantee has no more room than before, and %d agents were looked at", n)
+		}
+		a.SetQuota("kept", resources.Quantities{"cpus": 250}, nil)
+		if n := len(a.Allocate(epoch)); n == 0 {
+			t.Error("nothing was offered of what is no longer guaranteed")
+		}
+	}
+}

@@ -156,6 +156,12 @@ func (s *stage) do(command string, args []string) ([]string, error) {
 			used = map[string]resources.Set{u[0]: has.Allocate(u[1])}
 		}
 		s.AddAgent(arg(0), info, capabilities, total, used)
+	case "new": // new [exclude=NAME] [gpus=all] [roles=SORTER] [keep=yes]: an allocator with other options
+		o := Options{Region: "home", OfferGPUsToAll: options["gpus"] == "all", KeepPlace: options["keep"] == "yes"}
+		if x := options["exclude"]; x != "" {
+			o.ShareExcluded = []string{x}
+		}
+		s.Allocator = New(o)
 	case "total":
 		total, err := set(arg(1))
 		if err != nil {
