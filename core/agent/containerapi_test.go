@@ -170,8 +170,8 @@ func TestNestedContainersAreForgottenWithTheirExecutor(t *testing.T) {
 		}
 		w.expect(404, waitOf(nestedID(root, "a")))
 		w.expect(404, waitOf(nestedID(root, "b")))
-		if n := w.records()["guests"]; n != 0 || len(w.agent.guests) != 0 || len(w.agent.guestRoots) != 0 {
-			t.Errorf("on disk are %d of them, in memory %d below %d roots", n, len(w.agent.guests), len(w.agent.guestRoots))
+		if n := w.records()["guests"]; n != 0 || len(w.agent.guests) != 0 || len(w.agent.guestParents) != 0 {
+			t.Errorf("on disk are %d of them, in memory %d below %d parents", n, len(w.agent.guests), len(w.agent.guestParents))
 		}
 	})
 }
@@ -319,6 +319,61 @@ func TestAContainerIsKilledWhileItIsLaunched(t *testing.T) {
 		}
 		if err := <-waited; httpStatus(err) != 404 {
 			t.Errorf("WAIT_CONTAINER = %v, want 404", err)
+		}
+	})
+}
+
+func TestContainersOfTaskGroupsTakeOthers(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.master.autoAck = true
+		w.start()
+		w.launchGroup(checkpointed("F"), builtin("e"), command("a", "sleep"), command("b", "sleep"))
+		w.master.await(t, "a", mesosv1.TaskState_TASK_RUNNING)
+		w.master.await(t, "b", mesosv1.TaskState_TASK_RUNNING)
+		synctest.Wait()
+		task := w.container("a")
+		if p := pathOfID(task); len(p) != 2 {
+			t.Fatalf("the task is in %s, want a nested container", task)
+		}
+		id := pathOfID(task).message()
+		w.expect(202, launchOf(id, "sleep"))
+		w.expect(500, removeOf(id))
+		w.expect(200, launchOf(nestedID(task, "inner"), "sleep"))
+		w.expect(400, launchOf(nestedID(task+".nobody", "inner"), "sleep"))
+		if d := (&containers{w.host, w.store}).described(task + ".inner"); d.GetParentId() != task || d.GetExecutorId() != "e" ||
+			!strings.HasSuffix(d.GetSandbox(), "/containers/"+pathOfID(task).own()+"/containers/inner") {
+			t.Errorf("launched as %v", d)
+		}
+		c := newClient()
+		if err := w.agent.LaunchSession(t.Context(), "", session(task, "s", "sh"), c); err != nil {
+			t.Fatal(err)
+		}
+		r := w.expect(200, &agentv1.Call{Type: agentv1.Call_GET_CONTAINERS.Enum(), GetContainers: &agentv1.Call_GetContainers{ShowNested: new(true)}}).GetGetContainers()
+		var seen []string
+		for _, x := range r.GetContainers() {
+			seen = append(seen, pathOf(x.GetContainerStatus().GetContainerId()).id())
+		}
+		want := []string{string(pathOfID(task).root()), task, task + ".inner", task + ".s", w.container("b")}
+		slices.Sort(seen)
+		slices.Sort(want)
+		equal(t, "containers", seen, want)
+		c.leave()
+		synctest.Wait()
+		if !w.host.runs(task) || w.host.runs(task+".s") {
+			t.Errorf("after the session: task %v, session %v; want only the task", w.host.runs(task), w.host.runs(task+".s"))
+		}
+		w.crash()
+		w.start()
+		if !w.host.runs(task + ".inner") {
+			t.Error("what was launched into a task ended with the agent")
+		}
+		w.expect(200, killOf(id))
+		w.master.await(t, "a", mesosv1.TaskState_TASK_FAILED)
+		w.master.await(t, "b", mesosv1.TaskState_TASK_KILLED)
+		synctest.Wait()
+		w.expect(404, waitOf(nestedID(task, "inner")))
+		if n := w.records()["guests"]; n != 0 {
+			t.Errorf("%d are left on disk", n)
 		}
 	})
 }
