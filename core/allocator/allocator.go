@@ -45,8 +45,8 @@ type Options struct {
 	// a role: "drf" (the default, also if empty) for the one with the least dominant share,
 	// "random" for any, with a chance as high as its weight.
 	RoleSorter, FrameworkSorter string
-	// KeepPlace leaves frameworks that refuse all they are offered in their place, as Mesos does.
-	// Without it they go behind the others for a while.
+	// KeepPlace leaves frameworks that are slow to refuse all they are offered in their place, as
+	// Mesos does. Without it they go behind the others for a while.
 	KeepPlace bool
 	// Seed decides the order in which agents are handed out, and what "random" is.
 	Seed uint64

@@ -27,7 +27,7 @@ func (a *Allocator) Allocate(now time.Time) []Offer {
 		a.sortAll(a.root)
 		a.resort = false
 	}
-	c := &cycle{Allocator: a}
+	c := &cycle{Allocator: a, now: now}
 	agents := a.candidates()
 	if len(a.root.children) == 0 {
 		return nil
@@ -157,6 +157,7 @@ type offerKey struct {
 // cycle is one call of Allocate.
 type cycle struct {
 	*Allocator
+	now        time.Time
 	headroom   *headroom // nil if there are no quotas
 	guarantees bool      // in the first stage
 	offers     []Offer
@@ -392,6 +393,7 @@ func (c *cycle) give(ag *agent, cl *client, s resources.Set) {
 	}
 	cl.charge(c.scalars(s), 1)
 	cl.role.top.used.add(counted, 1)
+	cl.offered = c.now
 	c.charged = append(c.charged, cl)
 	if lacked && !cl.role.top.lacking() {
 		c.headroom.lacking--

@@ -179,7 +179,7 @@ func sortedFrameworks(m map[*framework]resources.Set) []*framework {
 // A slow framework that refuses everything, and holds nothing, would have every agent first. It
 // is in the way a few times only; then those who want something go before it.
 func TestARefuserIsSeldomInTheWayOfOthers(t *testing.T) {
-	const answers, runs = 900 * time.Millisecond, time.Second
+	const answers, runs = 1100 * time.Millisecond, time.Second
 	wasted := func(keep bool) (part float64) {
 		a := New(Options{Seed: 4, KeepPlace: keep})
 		a.AddFramework("refuser", frameworkInfo([]string{"a"}), nil, true)
