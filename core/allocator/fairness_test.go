@@ -466,3 +466,26 @@ func TestOnlyAgentsThatChangedAreLookedAt(t *testing.T) {
 		}
 	}
 }
+
+// Guarantees beyond reason are kept as far as there is anything, and none wraps around.
+func TestEndlessGuaranteesKeepEverything(t *testing.T) {
+	a := New(Options{})
+	for i := range 100 {
+		a.SetQuota(fmt.Sprintf("r%d", i), resources.Quantities{"cpus": 1e300}, resources.Quantities{"cpus": math.Inf(1)})
+	}
+	a.AddFramework("f", frameworkInfo([]string{"other"}), nil, true)
+	slots(a, 0, 3)
+	for _, o := range a.Allocate(epoch) {
+		if o.Resources.Scalar("cpus") > 0 {
+			t.Errorf("offered %s", o.Resources)
+		}
+	}
+	a.AddFramework("g", frameworkInfo([]string{"r7"}), nil, true)
+	a.Allocate(epoch)
+	if got := a.Consumed("r7")["cpus"]; got != 3 {
+		t.Errorf("the guaranteed role got %v cpus, want 3", got)
+	}
+	if e := a.Explain(Question{FrameworkID: "f", Need: resources.Quantities{"cpus": math.Inf(1)}}, epoch); e.Fits != 0 || len(e.Closest) == 0 {
+		t.Errorf("an endless need fits on %d agents, %d changes", e.Fits, len(e.Closest))
+	}
+}

@@ -74,9 +74,13 @@ func (a *Allocator) ExpireOffer(frameworkID, agentID string, s resources.Set, no
 // filters, which is how a refusal and the rest of an accepted offer come back, says so too.
 func (a *Allocator) Answered(frameworkID string, now time.Time) {
 	if fw := a.frameworks[frameworkID]; fw != nil {
-		fw.answered = now
-		a.pardon(fw)
+		a.answered(fw, now)
 	}
+}
+
+func (a *Allocator) answered(fw *framework, now time.Time) {
+	fw.answered = now
+	a.pardon(fw)
 }
 
 // pardon forgets a framework's silence.
@@ -150,8 +154,6 @@ func (a *Allocator) tookSome(c *client) {
 
 // judge notes what an answer says about a client: with filters, once what it did not want is back.
 func (a *Allocator) judge(fw *framework, ag *agent, s resources.Set, now time.Time) {
-	fw.answered = now
-	a.pardon(fw)
 	for i := range fw.clients {
 		c := fw.clients[i]
 		switch has := hasRole(ag.allocs[fw], c.role.name); {

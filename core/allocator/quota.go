@@ -11,6 +11,10 @@ import (
 // unlimited stands for no limit.
 const unlimited = math.MaxInt64
 
+// mostGuaranteed bounds a guarantee, in thousandths, so that thousands of them can be added up:
+// more than any cluster has.
+const mostGuaranteed = 1 << 48
+
 // top is a top-level role, the level at which quotas are.
 type top struct {
 	name      string
@@ -63,7 +67,7 @@ func (a *Allocator) SetQuota(roleName string, guarantees, limits resources.Quant
 	a.RemoveQuota(roleName)
 	t := a.top(roleName)
 	for name, v := range guarantees {
-		*t.guarantee.at(a.index(name)) = milli(v)
+		*t.guarantee.at(a.index(name)) = min(milli(v), mostGuaranteed)
 	}
 	for name, v := range limits {
 		i := a.index(name)
