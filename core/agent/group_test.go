@@ -196,6 +196,7 @@ func TestSeveralGroupsShareOneExecutor(t *testing.T) {
 			t.Errorf("updates of a container that was launched with all it needs = %v, want none", w.host.updates)
 		}
 		w.launchGroup(checkpointed("F"), builtin("e"), command("b", "sleep"), command("c", "sleep"))
+		w.master.await(t, "b", mesosv1.TaskState_TASK_RUNNING)
 		w.master.await(t, "c", mesosv1.TaskState_TASK_RUNNING)
 		if w.root("c") != w.root("a") {
 			t.Errorf("containers of a and c are in %s and %s, want one", w.root("a"), w.root("c"))
