@@ -3,8 +3,8 @@ package containerizer
 import (
 	"context"
 	"errors"
-	"os"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
