@@ -31,8 +31,8 @@ import (
 type containerAgent struct {
 	*fakeAgent
 	mu       sync.Mutex
-	running  map[string]bool                // by path
-	sessions map[string]api.ProcessIOStream // by path
+	running  map[string]bool          // by path
+	attached chan api.ProcessIOStream // streams of clients, as they come
 	windows  []string
 	waits    chan context.Context // of WAIT_CONTAINER for "long"
 	ended    chan struct{}        // closed when what is fed ends
@@ -40,7 +40,7 @@ type containerAgent struct {
 
 func newContainerAgent() *containerAgent {
 	return &containerAgent{
-		fakeAgent: newFakeAgent(), running: map[string]bool{"root": true}, sessions: map[string]api.ProcessIOStream{}, ended: make(chan struct{}), waits: make(chan context.Context, 1),
+		fakeAgent: newFakeAgent(), running: map[string]bool{"root": true}, attached: make(chan api.ProcessIOStream, 16), ended: make(chan struct{}), waits: make(chan context.Context, 1),
 	}
 }
 
@@ -155,9 +155,7 @@ func (a *containerAgent) AttachOutput(_ context.Context, _ string, id *mesosv1.C
 	if err := a.attach(id); err != nil {
 		return err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.sessions[pathOf(id)] = s
+	a.attached <- s
 	return nil
 }
 
@@ -172,7 +170,7 @@ func (a *containerAgent) LaunchSession(_ context.Context, _ string, call *agentv
 		return httpError{400, "Failed to launch container: parent container does not exist"}
 	}
 	a.running[pathOf(id)] = true
-	a.sessions[pathOf(id)] = s
+	a.attached <- s
 	return nil
 }
 
@@ -214,20 +212,16 @@ func (a *containerAgent) AttachInput(ctx context.Context, _ string, id *mesosv1.
 	}
 }
 
-// stream returns the stream of a container, once it is there.
-func (a *containerAgent) stream(t *testing.T, path string) api.ProcessIOStream {
+// stream returns the stream of the client that attached next.
+func (a *containerAgent) stream(t *testing.T) api.ProcessIOStream {
 	t.Helper()
-	for range 1000 {
-		a.mu.Lock()
-		s := a.sessions[path]
-		a.mu.Unlock()
-		if s != nil {
-			return s
-		}
-		time.Sleep(time.Millisecond)
+	select {
+	case s := <-a.attached:
+		return s
+	case <-time.After(20 * time.Second):
+		t.Fatal("nobody attached")
+		return nil
 	}
-	t.Fatalf("nobody attached to %s", path)
-	return nil
 }
 
 func nested(path ...string) *mesosv1.ContainerID {
@@ -362,14 +356,11 @@ func TestStreamsOfContainersHaveMesossMediaTypes(t *testing.T) {
 						headers = []string{"Content-Type: " + send.String(), "Accept: " + recordIO, "Message-Accept: " + take.String()}
 					}
 					body := encode(t, send, call.make(nested(call.path...)))
-					a.mu.Lock()
-					delete(a.sessions, strings.Join(call.path, "."))
-					a.mu.Unlock()
 					resp, err := http.DefaultTransport.RoundTrip(request(t, "POST", server.URL+"/api/v1", body, headers...))
 					if err != nil {
 						t.Fatal(err)
 					}
-					s := a.stream(t, strings.Join(call.path, "."))
+					s := a.stream(t)
 					sendOutput(s, "hello")
 					s.Send(&agentv1.ProcessIO{Type: agentv1.ProcessIO_DATA.Enum(),
 						Data: &agentv1.ProcessIO_Data{Type: agentv1.ProcessIO_Data_STDERR.Enum(), Data: []byte("\x00\xff\n")}})
@@ -545,15 +536,12 @@ func TestSessionEndsWithinASecondOfItsClient(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.mu.Lock()
-		delete(a.sessions, "root.s")
-		a.mu.Unlock()
 		fmt.Fprintf(conn, "POST /api/v1 HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAccept: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		if err != nil || resp.StatusCode != 200 {
 			t.Fatalf("%v, %v", resp, err)
 		}
-		s := a.stream(t, "root.s")
+		s := a.stream(t)
 		if how == "by reset" {
 			if err := conn.(*net.TCPConn).SetLinger(0); err != nil {
 				t.Fatal(err)
@@ -582,7 +570,7 @@ func TestOutputWaitsForASlowReader(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	s := a.stream(t, "root")
+	s := a.stream(t)
 	const pieces, size = 1024, 64 << 10 // twice what cuts off another stream
 	before := heap()
 	sent := make(chan int, pieces)
@@ -631,7 +619,7 @@ func TestASendThatWaitsEndsWithItsStream(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := a.stream(t, "root")
+	s := a.stream(t)
 	refused := make(chan bool)
 	for range 3 {
 		go func() {
