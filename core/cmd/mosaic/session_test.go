@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -129,6 +130,19 @@ func (a *enterable) run(id string, argv []string, env []string, tty bool, size *
 	defer a.mu.Unlock()
 	a.containers[id] = c
 	return c, nil
+}
+
+// await returns once the output has a text.
+func (c *contained) await(text string) {
+	for {
+		c.mu.Lock()
+		found := bytes.Contains(c.log, []byte(text))
+		c.mu.Unlock()
+		if found {
+			return
+		}
+		runtime.Gosched()
+	}
 }
 
 func (a *enterable) find(id *mesosv1.ContainerID) *contained {
@@ -391,6 +405,29 @@ func TestExecSaysWhyATaskCannotBeEntered(t *testing.T) {
 	}
 }
 
+func TestExecEndsQuietlyWhenNobodyReadsItsOutput(t *testing.T) {
+	agent := newEnterable(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	r.Close()
+	var errs bytes.Buffer
+	root := newRoot()
+	root.SetArgs([]string{"task", "exec", "--master", agent.clusterOf(t, nil), "web-1", "--", "yes"})
+	root.SetOut(w)
+	root.SetErr(&errs)
+	err = root.ExecuteContext(t.Context())
+	var exit *exitError
+	if !errors.As(err, &exit) || exit.code != 141 || exit.err != nil || errs.Len() > 0 {
+		t.Errorf("exec of yes into a closed pipe = %v, %q; want code 141 and no word", err, errs.String())
+	}
+	for _, c := range agent.containers {
+		<-c.ended // the command does not write on
+	}
+}
+
 func TestExecPipesInputToItsEnd(t *testing.T) {
 	master := newEnterable(t).clusterOf(t, nil)
 	data := bytes.Repeat([]byte("some line of text\n"), 200_000)
@@ -548,7 +585,7 @@ func TestExecAtATerminalFeelsLikeAShell(t *testing.T) {
 	t.Setenv("TERM", "vt100")
 	agent := newEnterable(t)
 	s := runAtTerminal(t, 31, 97, "task", "exec", "--master", agent.clusterOf(t, nil), "-it", "web-1")
-	s.typeKeys("PS1=; echo re''ady\r")
+	s.typeKeys("PS1=pro''mpt:; echo re''ady\r")
 	s.see("ready")
 	if now := s.termios(); now.Lflag&(unix.ECHO|unix.ICANON|unix.ISIG) != 0 {
 		t.Errorf("terminal echoes or interprets keys: flags %#x", now.Lflag)
@@ -565,9 +602,11 @@ func TestExecAtATerminalFeelsLikeAShell(t *testing.T) {
 	s.typeKeys("until stty size | grep '40 120'; do sleep 0.02; done\r")
 	s.see("40 120\r\n")
 	// Ctrl-C is a key of the command's.
-	s.typeKeys("echo sle''eping; sleep 1000\r")
-	s.see("sleeping")
+	s.typeKeys("cat\rhey\r")
+	s.see("hey\r\n") // as typed
+	s.see("hey\r\n") // from cat, which is in front of the terminal now
 	s.typeKeys("\x03")
+	s.see("prompt:") // what is typed before may be lost: a terminal drops it
 	s.typeKeys("echo st''ill here\r")
 	s.see("still here")
 	// ^D ends the shell, and the shell's code is ours.
@@ -642,11 +681,12 @@ func ttyTask(task *mesosv1.Task) {
 func TestAttachLeavesTheTaskRunning(t *testing.T) {
 	agent := newEnterable(t)
 	master := agent.clusterOf(t, ttyTask)
-	c, err := agent.run("container-web-1", []string{"sh", "-c", "stty -echo; trap 'stty size' WINCH; until [ \"$line\" = two ]; do line=; read line; echo got $line; done; exit 5"}, nil, true,
+	c, err := agent.run("container-web-1", []string{"sh", "-c", "stty -echo; trap 'stty size' WINCH; echo up; until [ \"$line\" = two ]; do line=; read line; echo got $line; done; exit 5"}, nil, true,
 		&mesosv1.TTYInfo_WindowSize{Rows: ptr(uint32(10)), Columns: ptr(uint32(20))})
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.await("up")
 	s := runAtTerminal(t, 24, 80, "task", "attach", "--master", master, "web-1")
 	s.see("24 80") // our window is the task's, and it draws
 	s.typeKeys("one\r")
