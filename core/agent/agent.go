@@ -114,6 +114,10 @@ type Config struct {
 	GCDiskHeadroom    float64       // 0.1
 	DiskWatchInterval time.Duration // 1 min
 
+	// MaxCompletedExecutors is how many ended executors are shown per framework, and kept over restarts. Default 150; a
+	// negative number means none.
+	MaxCompletedExecutors int
+
 	// LaunchParallelism is how many containers are started at once; default one per core and one more, which
 	// waits for a disk or a module while the others compute: with more the first of many starts later, and the
 	// last no sooner.
@@ -174,8 +178,8 @@ type Agent struct {
 	drainSince    time.Time
 	frameworks    map[FrameworkID]*framework
 	containers    map[ContainerID]*executor
-	guests        map[string]*guest    // launched over the API, by id
-	guestRoots    map[ContainerID]bool // executors' containers that guests are in
+	guests        map[string]*guest // launched over the API, by id
+	guestParents  map[string]bool   // of those, containers of executors and tasks that others are in
 	completed     []*completedFramework
 	pastNumber    uint64      // of what was completed last
 	queue         []*executor // waiting for a launch slot
@@ -217,20 +221,20 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 		return nil, fmt.Errorf("agent configuration: %w", err)
 	}
 	a := &Agent{
-		cfg:        cfg,
-		log:        deps.Logger,
-		store:      deps.Store,
-		ctzr:       deps.Containerizer,
-		deps:       deps,
-		timers:     newTimers(),
-		started:    time.Now(),
-		bootID:     readBootID(),
-		info:       info,
-		frameworks: make(map[FrameworkID]*framework),
-		containers: make(map[ContainerID]*executor),
-		guests:     make(map[string]*guest),
-		guestRoots: make(map[ContainerID]bool),
-		failed:     make(chan struct{}),
+		cfg:          cfg,
+		log:          deps.Logger,
+		store:        deps.Store,
+		ctzr:         deps.Containerizer,
+		deps:         deps,
+		timers:       newTimers(),
+		started:      time.Now(),
+		bootID:       readBootID(),
+		info:         info,
+		frameworks:   make(map[FrameworkID]*framework),
+		containers:   make(map[ContainerID]*executor),
+		guests:       make(map[string]*guest),
+		guestParents: make(map[string]bool),
+		failed:       make(chan struct{}),
 	}
 	a.work, a.cancelWork = context.WithCancelCause(context.Background())
 	if err := a.recoverIdentity(); err != nil {
@@ -283,6 +287,12 @@ func (c *Config) complete() error {
 	}
 	if c.LaunchParallelism <= 0 {
 		c.LaunchParallelism = runtime.NumCPU() + 1
+	}
+	switch {
+	case c.MaxCompletedExecutors == 0:
+		c.MaxCompletedExecutors = maxCompletedExecutors
+	case c.MaxCompletedExecutors < 0:
+		c.MaxCompletedExecutors = 0
 	}
 	if c.Version == nil {
 		c.Version = &mesosv1.VersionInfo{Version: new("0.0.0")}

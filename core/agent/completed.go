@@ -56,6 +56,9 @@ func pastTaskKey(f FrameworkID, id ContainerID, sequence uint64) []byte {
 
 // remember keeps a task that is done, for the views.
 func (a *Agent) remember(c *change, t *task) {
+	if a.cfg.MaxCompletedExecutors == 0 {
+		return
+	}
 	f, e := t.framework, t.owner()
 	i := slices.IndexFunc(f.completed, func(x completedExecutor) bool { return x.container == e.container })
 	if i < 0 {
@@ -66,7 +69,7 @@ func (a *Agent) remember(c *change, t *task) {
 			value := appendUint(appendText(appendData(nil, 1, info), 2, x.directory), 3, a.pastNumber)
 			c.put(bucketPastExecutors, pastKey(f.id, x.container), value)
 		}
-		for len(f.completed) > maxCompletedExecutors {
+		for len(f.completed) > a.cfg.MaxCompletedExecutors {
 			f.completed[0].drop(c, f.id)
 			f.completed = slices.Delete(f.completed, 0, 1)
 		}

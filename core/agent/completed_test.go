@@ -144,6 +144,28 @@ func TestThePastIsBounded(t *testing.T) {
 	})
 }
 
+func TestThePastIsAsLongAsConfigured(t *testing.T) {
+	for most, want := range map[int][]string{-1: nil, 2: {"b", "c"}} {
+		in(t, func(t *testing.T, w *world) {
+			w.config.MaxCompletedExecutors = most
+			w.master.autoAck = true
+			w.start()
+			w.launch(checkpointed("F"), command("stays", "sleep"))
+			for _, id := range []string{"a", "b", "c"} {
+				w.launch(checkpointed("F"), command(id, "true"))
+				w.master.await(t, id, mesosv1.TaskState_TASK_FINISHED)
+				synctest.Wait()
+			}
+			for range 2 {
+				equal(t, "completed tasks", taskNames(w.state().GetGetTasks().GetCompletedTasks()), want)
+				w.records()
+				w.crash()
+				w.start()
+			}
+		})
+	}
+}
+
 func TestDamagedPastIsLeftOut(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.master.autoAck = true

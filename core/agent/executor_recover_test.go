@@ -50,14 +50,24 @@ func (x *dutiful) act(w *world) {
 	events := x.stream.events[x.read:]
 	x.read = len(x.stream.events)
 	x.stream.mu.Unlock()
+	take := func(t *mesosv1.TaskInfo) {
+		id := t.GetTaskId().GetValue()
+		if x.tasks[id] != nil {
+			w.t.Errorf("the executor was given task %s twice", id)
+		}
+		x.tasks[id], x.next[id] = t, mesosv1.TaskState_TASK_RUNNING
+	}
 	for _, e := range events {
 		switch e.GetType() {
 		case executorv1.Event_LAUNCH:
-			id := e.GetLaunch().GetTask().GetTaskId().GetValue()
-			if x.tasks[id] != nil {
-				w.t.Errorf("the executor was given task %s twice", id)
+			take(e.GetLaunch().GetTask())
+		case executorv1.Event_LAUNCH_GROUP:
+			if n := len(e.GetLaunchGroup().GetTaskGroup().GetTasks()); n != 2 {
+				w.t.Errorf("the executor was given %d tasks of a group of two", n)
 			}
-			x.tasks[id], x.next[id] = e.GetLaunch().GetTask(), mesosv1.TaskState_TASK_RUNNING
+			for _, t := range e.GetLaunchGroup().GetTaskGroup().GetTasks() {
+				take(t)
+			}
 		case executorv1.Event_ACKNOWLEDGED:
 			id := e.GetAcknowledged().GetTaskId().GetValue()
 			if u := x.open[id]; u != nil && string(u.GetUuid()) == string(e.GetAcknowledged().GetUuid()) {
@@ -136,6 +146,8 @@ func crashExecutorAt(t *testing.T, w *world, n int) (crashed bool) {
 				w.try(&clusterv1.ToAgent_RunTask{RunTask: &clusterv1.RunTask{Framework: checkpointed("F"), Task: forExecutor(id, "e")}})
 				synctest.Wait()
 			}
+			w.try(groupOf(checkpointed("F"), forExecutor("", "e").GetExecutor(), command("c", ""), command("d", "")))
+			synctest.Wait()
 		}
 		w.host.mu.Lock()
 		var alive []string
@@ -164,13 +176,16 @@ func crashExecutorAt(t *testing.T, w *world, n int) (crashed bool) {
 	}
 	time.Sleep(5 * time.Minute) // what never came to an executor is given up
 	synctest.Wait()
-	for _, id := range []string{"a", "b"} {
+	for _, id := range []string{"a", "b", "c", "d"} {
 		if got := w.master.history(id); len(got) > 0 {
 			equal(t, "history of "+id, got, []string{"TASK_RUNNING", "TASK_FINISHED"})
 		}
 	}
-	if !crashed && len(w.master.history("b")) == 0 {
-		t.Error("without a crash nothing was heard of b")
+	if !crashed && len(w.master.history("d")) == 0 {
+		t.Error("without a crash nothing was heard of d")
+	}
+	if c, d := len(w.master.history("c")), len(w.master.history("d")); (c == 0) != (d == 0) {
+		t.Errorf("of the tasks of a group %d and %d updates came, want of both or of none", c, d)
 	}
 	if got := w.records(); len(got) != 0 {
 		t.Errorf("the store holds %v at the end, want nothing", got)

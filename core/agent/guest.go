@@ -75,6 +75,10 @@ func (g *guest) root() ContainerID { return g.path.root() }
 // startGuest writes g down and launches it. ctx ends the launch. The caller holds the lock.
 func (a *Agent) startGuest(ctx context.Context, g *guest) {
 	var c change
+	if a.work.Err() != nil {
+		a.guestLaunched(&c, g, nil, context.Cause(a.work))
+		return
+	}
 	if !g.session {
 		data, err := encodeGuest(g.spec)
 		if err != nil {
@@ -145,9 +149,7 @@ func (a *Agent) guestLaunched(c *change, g *guest, status *mesosv1.ContainerStat
 	g.status = status
 	close(g.launched)
 	a.watchGuest(g)
-	if g.path.nested() {
-		a.watchRoot(g.root())
-	}
+	a.watchParent(g)
 }
 
 // deleteGuest takes g out of memory and off the disk.
@@ -247,23 +249,29 @@ func (a *Agent) forgetGuest(g *guest) {
 	})
 }
 
-// watchRoot sees to it that what was nested in an executor's container is forgotten with it. The caller holds the lock.
-func (a *Agent) watchRoot(root ContainerID) {
-	if a.guests[string(root)] != nil || a.guestRoots[root] {
-		return // a standalone one is watched itself
+// watchParent sees to it that what is nested in the container of an executor or a task is forgotten with it. The caller
+// holds the lock.
+func (a *Agent) watchParent(g *guest) {
+	if !g.path.nested() {
+		return
 	}
-	a.guestRoots[root] = true
+	p := g.path.up()
+	id := p.id()
+	if a.guests[id] != nil || a.guestParents[id] {
+		return // guests are watched themselves
+	}
+	a.guestParents[id] = true
 	a.spawn(func(ctx context.Context) {
-		_, err := a.ctzr.Wait(ctx, string(root))
+		_, err := a.ctzr.Wait(ctx, id)
 		if ctx.Err() != nil {
 			return
 		}
 		if err != nil {
-			a.log.Debug("a container with others in it is gone", "container", root, "error", err)
+			a.log.Debug("a container with others in it is gone", "container", id, "error", err)
 		}
 		a.decide(func(c *change) {
-			delete(a.guestRoots, root)
-			a.dropBelow(c, containerPath{string(root)})
+			delete(a.guestParents, id)
+			a.dropBelow(c, p)
 		})
 	})
 }
@@ -338,9 +346,7 @@ func (a *Agent) recoverGuests(c *change, found map[ContainerID]*containerv1.Chec
 		close(g.launched)
 		c.then(func() {
 			a.watchGuest(g)
-			if g.path.nested() {
-				a.watchRoot(g.root())
-			}
+			a.watchParent(g)
 		})
 	}
 }

@@ -97,7 +97,11 @@ func live(t *testing.T, w *world, r *rand.Rand, steps int) {
 				w.host.end(ids[r.IntN(len(ids))], int32(r.IntN(3))<<8)
 			}
 		case 7:
-			w.crash()
+			if r.IntN(3) == 0 {
+				w.stop()
+			} else {
+				w.crash()
+			}
 			time.Sleep(time.Duration(r.IntN(20)) * time.Second)
 			w.start()
 		case 8:

@@ -36,6 +36,8 @@ type Attacher interface {
 const (
 	// sessionMemory is how long WAIT_NESTED_CONTAINER tells how a session ended, when nobody removes it before.
 	sessionMemory = 10 * time.Minute
+	// sessionGrace is how long an agent that stops waits for the end of its sessions.
+	sessionGrace = 2 * time.Second
 	// attachPatience is how long a client waits to hear that it cannot attach. A container without streams says so at
 	// once, and one with streams says nothing until there is output.
 	attachPatience = 250 * time.Millisecond
@@ -194,8 +196,13 @@ func (a *Agent) LaunchSession(ctx context.Context, principal string, call *agent
 			select {
 			case <-over:
 			case <-work.Done():
-				return // sessions end with the agent
 			}
+		}
+		if work.Err() != nil {
+			// Sessions end with the agent. What is left of one in spite of that, the next agent takes down.
+			var cancel context.CancelFunc
+			work, cancel = context.WithTimeout(context.WithoutCancel(work), sessionGrace)
+			defer cancel()
 		}
 		a.endSession(work, g)
 		a.mu.Lock()

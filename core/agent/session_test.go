@@ -483,6 +483,9 @@ func TestSessionsEndWithTheirParentAndWithTheAgent(t *testing.T) {
 		if _, closed := first.got(); !closed {
 			t.Error("the stream goes on after the agent stopped")
 		}
+		if w.host.runs(root+".a") || !w.host.runs(root) {
+			t.Errorf("after the agent's end: session %v, task %v; want only the task", w.host.runs(root+".a"), w.host.runs(root))
+		}
 		w.start()
 		if w.host.runs(root+".a") || !w.host.runs(root) {
 			t.Errorf("after the restart: session %v, task %v; want only the task", w.host.runs(root+".a"), w.host.runs(root))

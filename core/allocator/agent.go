@@ -45,6 +45,7 @@ type agent struct {
 	refusedBase bitset
 	refusedNow  bitset
 
+	filters     int    // of any client
 	sharedCycle uint64 // cycle in which the shared volumes were last offered
 	looked      uint64 // cycle in which it was last looked at
 }
@@ -90,6 +91,13 @@ func (b bitset) has(i int) bool { return i>>6 < len(b) && b[i>>6]&(1<<(i&63)) !=
 func (b bitset) clear(i int) {
 	if i>>6 < len(b) {
 		b[i>>6] &^= 1 << (i & 63)
+	}
+}
+
+// remove clears all bits of o.
+func (b bitset) remove(o bitset) {
+	for i := range min(len(b), len(o)) {
+		b[i] &^= o[i]
 	}
 }
 
@@ -160,9 +168,11 @@ func (a *Allocator) RemoveAgent(id string) {
 	}
 	a.setTotal(ag, resources.Set{})
 	a.unhold(ag)
-	for _, c := range a.clients {
-		if c != nil {
-			a.dropFilters(c, ag)
+	if ag.filters > 0 {
+		for _, c := range a.clients {
+			if c != nil {
+				a.dropFilters(c, ag)
+			}
 		}
 	}
 	ag.removed = true
@@ -301,6 +311,7 @@ func (a *Allocator) charge(ag *agent, fw *framework, s resources.Set) {
 		return
 	}
 	ag.allocs[fw] = ag.allocs[fw].Add(s)
+	fw.on[ag] = struct{}{}
 	ag.allocated = ag.allocated.Add(s.NonShared().Unallocate())
 	a.book(fw, s, 1)
 }
@@ -310,6 +321,7 @@ func (a *Allocator) discharge(ag *agent, fw *framework, s resources.Set) {
 	left := ag.allocs[fw].Subtract(s)
 	if left.Empty() {
 		delete(ag.allocs, fw)
+		delete(fw.on, ag)
 	} else {
 		ag.allocs[fw] = left
 	}

@@ -45,8 +45,8 @@ type Options struct {
 	// a role: "drf" (the default, also if empty) for the one with the least dominant share,
 	// "random" for any, with a chance as high as its weight.
 	RoleSorter, FrameworkSorter string
-	// KeepPlace leaves frameworks that refuse all they are offered in their place, as Mesos does.
-	// Without it they go behind the others for a while.
+	// KeepPlace leaves frameworks that are slow to refuse all they are offered in their place, as
+	// Mesos does. Without it they go behind the others for a while.
 	KeepPlace bool
 	// Seed decides the order in which agents are handed out, and what "random" is.
 	Seed uint64
@@ -86,6 +86,8 @@ type Allocator struct {
 	agentList []*agent // same agents, in an order that depends on the history only
 	byName    []*agent // same agents by host name; nil when it must be made anew: see Explain
 	dirty     []*agent // those to look at in the next cycle; may hold removed ones
+	all       bool     // look at all agents of which something is free in the next cycle
+	fresh     bitset   // clients to be asked anew about all agents
 	total     vector   // of all agents
 	whitelist map[string]bool
 

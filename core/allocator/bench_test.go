@@ -179,7 +179,7 @@ func BenchmarkAllocateLargeAndSmallQuotaNothing(b *testing.B) {
 			a.Allocate(epoch)
 			for b.Loop() {
 				b.StopTimer()
-				a.touchAll()
+				a.all = true
 				b.StartTimer()
 				if n := len(a.Allocate(epoch)); n != 0 {
 					b.Fatalf("%d offers, want none", n)
@@ -247,5 +247,33 @@ func BenchmarkExplain10000x1000(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// BenchmarkReviveAll10000x1000 has every framework suppress and revive, and allocates.
+func BenchmarkReviveAll10000x1000(b *testing.B) {
+	a := newCluster(Options{}, 10000, 1000)
+	a.Allocate(epoch)
+	for b.Loop() {
+		for i := range 1000 {
+			a.Suppress(fmt.Sprintf("f%04d", i))
+		}
+		for i := range 1000 {
+			a.Revive(fmt.Sprintf("f%04d", i))
+		}
+		a.Allocate(epoch)
+	}
+}
+
+// BenchmarkRemoveFrameworks10000x1000 removes all frameworks of a full cluster.
+func BenchmarkRemoveFrameworks10000x1000(b *testing.B) {
+	for b.Loop() {
+		b.StopTimer()
+		a := newCluster(Options{}, 10000, 1000)
+		a.Allocate(epoch)
+		b.StartTimer()
+		for i := range 1000 {
+			a.RemoveFramework(fmt.Sprintf("f%04d", i))
+		}
 	}
 }

@@ -119,7 +119,7 @@ type step struct {
 func (x *explainer) prepareNeeds() {
 	q := x.question
 	for _, name := range q.Need.Names() {
-		x.needs = append(x.needs, requirement{name: name, milli: milli(q.Need[name])})
+		x.needs = append(x.needs, requirement{name: name, milli: min(milli(q.Need[name]), mostGuaranteed)})
 	}
 	if q.Ports > 0 {
 		x.needs = append(x.needs, requirement{name: "ports", milli: int64(min(q.Ports, 1<<20)) * 1000, ports: true})

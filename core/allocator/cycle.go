@@ -27,7 +27,7 @@ func (a *Allocator) Allocate(now time.Time) []Offer {
 		a.sortAll(a.root)
 		a.resort = false
 	}
-	c := &cycle{Allocator: a}
+	c := &cycle{Allocator: a, now: now}
 	agents := a.candidates()
 	if len(a.root.children) == 0 {
 		return nil
@@ -100,6 +100,17 @@ func (c *cycle) serveHeld() {
 // at. The order is a matter of their ids and of the cycle only: neither when they were added nor
 // what happened to them counts.
 func (a *Allocator) candidates() []*agent {
+	if a.all {
+		for _, ag := range a.agentList {
+			ag.refusedBase.remove(a.fresh)
+			ag.refusedNow.remove(a.fresh)
+			if !ag.free.Empty() {
+				a.touch(ag)
+			}
+		}
+		a.all = false
+		clear(a.fresh)
+	}
 	var out []*agent
 	for _, ag := range a.dirty {
 		ag.dirty = false
@@ -146,6 +157,7 @@ type offerKey struct {
 // cycle is one call of Allocate.
 type cycle struct {
 	*Allocator
+	now        time.Time
 	headroom   *headroom // nil if there are no quotas
 	guarantees bool      // in the first stage
 	offers     []Offer
@@ -372,6 +384,7 @@ func (c *cycle) give(ag *agent, cl *client, s resources.Set) {
 	}
 	lacked := c.guarantees && cl.role.top.lacking()
 	ag.allocs[fw] = ag.allocs[fw].Add(allocated)
+	fw.on[ag] = struct{}{}
 	ag.allocated = ag.allocated.Add(own)
 	ag.free = ag.free.Subtract(own)
 	ag.whole = false
@@ -380,6 +393,7 @@ func (c *cycle) give(ag *agent, cl *client, s resources.Set) {
 	}
 	cl.charge(c.scalars(s), 1)
 	cl.role.top.used.add(counted, 1)
+	cl.offered = c.now
 	c.charged = append(c.charged, cl)
 	if lacked && !cl.role.top.lacking() {
 		c.headroom.lacking--

@@ -61,14 +61,16 @@ type Reason struct {
 	Only     int       `json:"only"`
 	Examples []string  `json:"examples,omitempty"` // "HOSTNAME (ID)", in order
 	Until    time.Time `json:"until,omitzero"`     // when it first ends for one, where a time ends it
-	Holders  []Holder  `json:"holders,omitempty"`  // who has most of these agents
+	// Holders are those who have most: of the agents of which nothing is free, or of what counts
+	// against the limit.
+	Holders []Holder `json:"holders,omitempty"`
 }
 
 // Holder is who has what others might want.
 type Holder struct {
 	FrameworkID string               `json:"framework_id"`
 	Role        string               `json:"role"`
-	Agents      int                  `json:"agents"`
+	Agents      int                  `json:"agents"` // on how many
 	Resources   resources.Quantities `json:"resources"`
 }
 

@@ -179,7 +179,7 @@ func sortedFrameworks(m map[*framework]resources.Set) []*framework {
 // A slow framework that refuses everything, and holds nothing, would have every agent first. It
 // is in the way a few times only; then those who want something go before it.
 func TestARefuserIsSeldomInTheWayOfOthers(t *testing.T) {
-	const answers, runs = 900 * time.Millisecond, time.Second
+	const answers, runs = 1100 * time.Millisecond, time.Second
 	wasted := func(keep bool) (part float64) {
 		a := New(Options{Seed: 4, KeepPlace: keep})
 		a.AddFramework("refuser", frameworkInfo([]string{"a"}), nil, true)
@@ -409,5 +409,83 @@ func TestNothingIsOfferedDuringAPause(t *testing.T) {
 	}
 	if got := a.NextExpiry(); !got.IsZero() {
 		t.Errorf("NextExpiry = %v after the pause, want none", got)
+	}
+}
+
+// A cycle looks at the agents that something happened to, also where quotas keep something back of
+// others.
+func TestOnlyAgentsThatChangedAreLookedAt(t *testing.T) {
+	for _, quota := range []bool{false, true} {
+		a := New(Options{Seed: 9})
+		if quota {
+			a.SetQuota("kept", resources.Quantities{"cpus": 300}, nil)
+			a.SetQuota("eng", nil, resources.Quantities{"cpus": 900})
+		}
+		for i := range 3 {
+			a.AddFramework(fmt.Sprintf("f%d", i), frameworkInfo([]string{"eng"}), nil, true)
+		}
+		slots(a, 0, 1000)
+		offers := a.Allocate(epoch)
+		looked := func() (n int) {
+			for _, ag := range a.agentList {
+				if ag.looked == a.cycle {
+					n++
+				}
+			}
+			return n
+		}
+		if n := looked(); n != 1000 {
+			t.Fatalf("quota %v: the first cycle looked at %d agents, want all", quota, n)
+		}
+		for i := range 10 {
+			o := offers[i]
+			a.RecoverResources(o.FrameworkID, o.AgentID, o.Resources, nil, epoch)
+			if n := len(a.Allocate(epoch)); n != 1 {
+				t.Fatalf("quota %v: %d offers, want 1", quota, n)
+			}
+			if n := looked(); n != 1 {
+				t.Errorf("quota %v: one agent changed, and %d were looked at", quota, n)
+			}
+		}
+		// When there is more room, as much as there is room for is looked at.
+		if !quota {
+			continue
+		}
+		a.DeactivateFramework("f0")
+		a.DeactivateFramework("f1")
+		o := offers[slices.IndexFunc(offers, func(o Offer) bool { return o.FrameworkID == "f0" })]
+		a.DeactivateAgent(o.AgentID)
+		a.RecoverResources(o.FrameworkID, o.AgentID, o.Resources, nil, epoch)
+		a.Allocate(epoch)
+		if n := looked(); n > 0 {
+			t.Errorf("a guarantee has no more room than before, and %d agents were looked at", n)
+		}
+		a.SetQuota("kept", resources.Quantities{"cpus": 250}, nil)
+		if n := len(a.Allocate(epoch)); n == 0 {
+			t.Error("nothing was offered of what is no longer guaranteed")
+		}
+	}
+}
+
+// Guarantees beyond reason are kept as far as there is anything, and none wraps around.
+func TestEndlessGuaranteesKeepEverything(t *testing.T) {
+	a := New(Options{})
+	for i := range 100 {
+		a.SetQuota(fmt.Sprintf("r%d", i), resources.Quantities{"cpus": 1e300}, resources.Quantities{"cpus": math.Inf(1)})
+	}
+	a.AddFramework("f", frameworkInfo([]string{"other"}), nil, true)
+	slots(a, 0, 3)
+	for _, o := range a.Allocate(epoch) {
+		if o.Resources.Scalar("cpus") > 0 {
+			t.Errorf("offered %s", o.Resources)
+		}
+	}
+	a.AddFramework("g", frameworkInfo([]string{"r7"}), nil, true)
+	a.Allocate(epoch)
+	if got := a.Consumed("r7")["cpus"]; got != 3 {
+		t.Errorf("the guaranteed role got %v cpus, want 3", got)
+	}
+	if e := a.Explain(Question{FrameworkID: "f", Need: resources.Quantities{"cpus": math.Inf(1)}}, epoch); e.Fits != 0 || len(e.Closest) == 0 {
+		t.Errorf("an endless need fits on %d agents, %d changes", e.Fits, len(e.Closest))
 	}
 }

@@ -40,8 +40,18 @@ func (a *Allocator) refusal(f *mesosv1.Filters) time.Duration {
 	return max(time.Duration(seconds*float64(time.Second)), a.options.MinFilter)
 }
 
-// refuse makes a filter.
+// refuse makes a filter. Those that it includes are dropped.
 func (a *Allocator) refuse(c *client, ag *agent, refused resources.Set, until time.Time) {
+	if have := c.filters[ag]; len(have) > 0 {
+		c.filters[ag] = slices.DeleteFunc(have, func(f *filter) bool {
+			included := !f.until.After(until) && refused.Contains(f.refused)
+			if included {
+				a.forgetFilter(f)
+			}
+			return included
+		})
+	}
+	ag.filters++
 	f := &filter{client: c, agent: ag, refused: refused, until: until}
 	c.filters[ag] = append(c.filters[ag], f)
 	heap.Push(&a.filters, f)
@@ -57,10 +67,16 @@ func (c *client) refuses(ag *agent, s resources.Set) bool {
 	return false
 }
 
+// forgetFilter takes a filter out of the heap.
+func (a *Allocator) forgetFilter(f *filter) {
+	heap.Remove(&a.filters, f.place)
+	f.agent.filters--
+}
+
 // dropFilters drops a client's filters for one agent.
 func (a *Allocator) dropFilters(c *client, ag *agent) {
 	for _, f := range c.filters[ag] {
-		heap.Remove(&a.filters, f.place)
+		a.forgetFilter(f)
 	}
 	delete(c.filters, ag)
 }
@@ -69,7 +85,7 @@ func (a *Allocator) dropFilters(c *client, ag *agent) {
 func (a *Allocator) dropAllFilters(c *client) {
 	for _, fs := range c.filters {
 		for _, f := range fs {
-			heap.Remove(&a.filters, f.place)
+			a.forgetFilter(f)
 		}
 	}
 	clear(c.filters)
@@ -78,7 +94,8 @@ func (a *Allocator) dropAllFilters(c *client) {
 // expireFilters ends the filters whose time has come.
 func (a *Allocator) expireFilters(now time.Time) {
 	for len(a.filters) > 0 && !a.filters[0].until.After(now) {
-		f := heap.Pop(&a.filters).(*filter)
+		f := a.filters[0]
+		a.forgetFilter(f)
 		c, ag := f.client, f.agent
 		rest := slices.DeleteFunc(c.filters[ag], func(x *filter) bool { return x == f })
 		if len(rest) == 0 {

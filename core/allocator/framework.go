@@ -15,6 +15,7 @@ type framework struct {
 	known   bool // AddFramework was called; if not, it only holds what an agent reported
 	active  bool
 	clients []*client
+	on      map[*agent]struct{} // where it has something
 
 	constraints *Constraints // nil if there are none
 
@@ -78,11 +79,9 @@ func (a *Allocator) RemoveFramework(id string) {
 	}
 	fw.known, fw.active = false, false
 	a.pardon(fw)
-	for _, ag := range a.agentList {
-		if s, has := ag.allocs[fw]; has {
-			a.discharge(ag, fw, s)
-			a.refresh(ag)
-		}
+	for ag := range fw.on { // in any order: nothing depends on it
+		a.discharge(ag, fw, ag.allocs[fw])
+		a.refresh(ag)
 	}
 	for _, c := range slices.Clone(fw.clients) {
 		c.subscribed = false
@@ -123,7 +122,7 @@ func (a *Allocator) suppress(id string, roles []string, suppressed bool) {
 func (a *Allocator) framework(id string) *framework {
 	fw := a.frameworks[id]
 	if fw == nil {
-		fw = &framework{id: id}
+		fw = &framework{id: id, on: make(map[*agent]struct{})}
 		a.frameworks[id] = fw
 	}
 	return fw
@@ -157,16 +156,14 @@ func (a *Allocator) forgetClient(c *client) {
 			return
 		}
 	}
-	for _, ag := range a.agentList {
-		if s := ag.allocs[c.framework]; !s.Empty() && hasRole(s, c.role.name) {
+	for ag := range c.framework.on {
+		if hasRole(ag.allocs[c.framework], c.role.name) {
 			return // ports or other things that are not scalars
 		}
 	}
 	a.dropAllFilters(c)
 	a.tookSome(c)
-	for _, ag := range a.agentList {
-		ag.unblock(c)
-	}
+	a.fresh.set(c.index) // for who has the index next
 	a.clients[c.index] = nil
 	a.freeIndex = append(a.freeIndex, c.index)
 	fw := c.framework
@@ -265,12 +262,8 @@ func (a *Allocator) relist(c *client) {
 	want := c.framework.active && c.framework.until.IsZero() && c.subscribed && !c.suppressed
 	a.list(c, want)
 	if want {
-		for _, ag := range a.agentList {
-			ag.unblock(c)
-			if !ag.free.Empty() {
-				a.touch(ag)
-			}
-		}
+		a.fresh.set(c.index)
+		a.all = true
 	}
 }
 

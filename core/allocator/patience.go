@@ -13,12 +13,17 @@ import (
 // Who lets offers expire without a word is offered nothing for a while, longer each time; then
 // one agent at a time, until it answers.
 //
-// Who refuses all it is offered, time after time, goes behind the others for a while. It is still
-// offered what they leave, and nothing that it said about refusals is changed.
+// Who keeps what it is offered and then refuses all of it, time after time, goes behind the others
+// for a while. It is still offered what they leave, and nothing that it said about refusals is
+// changed. Who refuses at once keeps its place: that costs the others nothing, and one that waits
+// for an agent with more room than usual would never come to it from behind.
 const (
 	// maxDoublings bounds the time for which a silent framework is left alone: 16 leases, a
 	// quarter of an hour with the usual one.
 	maxDoublings = 4
+	// slow is how long a framework may think about an offer. What is refused sooner is with the next
+	// one before anybody notices.
+	slow = time.Second
 	// patience is how many times in a row a framework may refuse all it is offered and keep its
 	// place: a framework with much to do meets some agents that do not suit it.
 	patience = 4
@@ -69,9 +74,13 @@ func (a *Allocator) ExpireOffer(frameworkID, agentID string, s resources.Set, no
 // filters, which is how a refusal and the rest of an accepted offer come back, says so too.
 func (a *Allocator) Answered(frameworkID string, now time.Time) {
 	if fw := a.frameworks[frameworkID]; fw != nil {
-		fw.answered = now
-		a.pardon(fw)
+		a.answered(fw, now)
 	}
+}
+
+func (a *Allocator) answered(fw *framework, now time.Time) {
+	fw.answered = now
+	a.pardon(fw)
 }
 
 // pardon forgets a framework's silence.
@@ -120,7 +129,7 @@ func (a *Allocator) readmit(now time.Time) {
 
 // refusedAll notes that a client has refused all of an offer. Offers of one cycle count once.
 func (a *Allocator) refusedAll(c *client, now time.Time) {
-	if a.options.KeepPlace || c.refusedCycle == a.cycle {
+	if a.options.KeepPlace || c.refusedCycle == a.cycle || now.Sub(c.offered) < slow {
 		return
 	}
 	c.refusedCycle = a.cycle
@@ -145,8 +154,6 @@ func (a *Allocator) tookSome(c *client) {
 
 // judge notes what an answer says about a client: with filters, once what it did not want is back.
 func (a *Allocator) judge(fw *framework, ag *agent, s resources.Set, now time.Time) {
-	fw.answered = now
-	a.pardon(fw)
 	for i := range fw.clients {
 		c := fw.clients[i]
 		switch has := hasRole(ag.allocs[fw], c.role.name); {

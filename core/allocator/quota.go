@@ -11,6 +11,10 @@ import (
 // unlimited stands for no limit.
 const unlimited = math.MaxInt64
 
+// mostGuaranteed bounds a guarantee, in thousandths, so that thousands of them can be added up:
+// more than any cluster has.
+const mostGuaranteed = 1 << 48
+
 // top is a top-level role, the level at which quotas are.
 type top struct {
 	name      string
@@ -63,7 +67,7 @@ func (a *Allocator) SetQuota(roleName string, guarantees, limits resources.Quant
 	a.RemoveQuota(roleName)
 	t := a.top(roleName)
 	for name, v := range guarantees {
-		*t.guarantee.at(a.index(name)) = milli(v)
+		*t.guarantee.at(a.index(name)) = min(milli(v), mostGuaranteed)
 	}
 	for name, v := range limits {
 		i := a.index(name)
@@ -76,7 +80,7 @@ func (a *Allocator) SetQuota(roleName string, guarantees, limits resources.Quant
 	t.refs++
 	a.quotas = append(a.quotas, t)
 	a.guaranteed.add(t.guarantee, 1)
-	a.touchAll()
+	a.all = true
 }
 
 // RemoveQuota takes a role's quota away.
@@ -89,7 +93,7 @@ func (a *Allocator) RemoveQuota(roleName string) {
 	t.guarantee, t.limit, t.rooms, t.hasQuota = nil, nil, nil, false
 	a.quotas = slices.DeleteFunc(a.quotas, func(x *top) bool { return x == t })
 	a.release(t)
-	a.touchAll()
+	a.all = true
 }
 
 // Consumed returns what counts against the quota of a top-level role: what is reserved for it
@@ -104,14 +108,6 @@ func (a *Allocator) Consumed(roleName string) resources.Quantities {
 		}
 	}
 	return q
-}
-
-func (a *Allocator) touchAll() {
-	for _, ag := range a.agentList {
-		if !ag.free.Empty() {
-			a.touch(ag)
-		}
-	}
 }
 
 func milli(v float64) int64 {

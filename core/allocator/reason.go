@@ -238,6 +238,23 @@ func (x *explainer) holders() []Holder {
 			}
 		}
 	}
+	x.top = x.most(all)
+	return x.top
+}
+
+// consumers returns who has most of what a top-level role consumes.
+func (x *explainer) consumers(t *top) []Holder {
+	all := make(map[holder]*holding)
+	for _, c := range x.Allocator.clients {
+		if c != nil && c.role.top == t && x.dominant(c.alloc) > 0 {
+			all[holder{c.framework, c.role.name}] = &holding{agents: len(c.framework.on), amount: c.alloc}
+		}
+	}
+	return x.most(all)
+}
+
+// most returns the largest holders by dominant share.
+func (x *explainer) most(all map[holder]*holding) []Holder {
 	keys := make([]holder, 0, len(all))
 	for k, h := range all {
 		h.share = x.dominant(h.amount)
@@ -249,12 +266,12 @@ func (x *explainer) holders() []Holder {
 		}
 		return cmp.Or(strings.Compare(a.framework.id, b.framework.id), strings.Compare(a.role, b.role))
 	})
-	x.top = make([]Holder, 0, maxHolders)
+	out := make([]Holder, 0, maxHolders)
 	for _, k := range keys[:min(len(keys), maxHolders)] {
 		h := all[k]
-		x.top = append(x.top, Holder{FrameworkID: k.framework.id, Role: k.role, Agents: h.agents, Resources: x.quantities(h.amount)})
+		out = append(out, Holder{FrameworkID: k.framework.id, Role: k.role, Agents: h.agents, Resources: x.quantities(h.amount)})
 	}
-	return x.top
+	return out
 }
 
 // sorted puts the reasons in words and in order: those that hold for all agents, then by number.
@@ -269,8 +286,11 @@ func (g *reasons) sorted() []Reason {
 	}
 	for _, r := range g.agents {
 		r.Text = g.text(r.Code, r.Text)
-		if r.Code == NothingFree {
+		switch r.Code {
+		case NothingFree:
 			r.Holders = g.holders()
+		case QuotaLimit:
+			r.Holders = g.consumers(g.client.role.top)
 		}
 		out = append(out, r.Reason)
 	}

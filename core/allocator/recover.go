@@ -24,6 +24,7 @@ func (a *Allocator) RecoverResources(frameworkID, agentID string, s resources.Se
 	var until time.Time
 	if filters != nil {
 		until = now.Add(a.refusal(filters))
+		a.answered(fw, now) // first, for who is not in line is given no filter
 	}
 	a.recover(fw, ag, s, until)
 	if filters != nil {

@@ -156,6 +156,12 @@ func (s *stage) do(command string, args []string) ([]string, error) {
 			used = map[string]resources.Set{u[0]: has.Allocate(u[1])}
 		}
 		s.AddAgent(arg(0), info, capabilities, total, used)
+	case "new": // new [exclude=NAME] [gpus=all] [roles=SORTER] [keep=yes]: an allocator with other options
+		o := Options{Region: "home", OfferGPUsToAll: options["gpus"] == "all", KeepPlace: options["keep"] == "yes"}
+		if x := options["exclude"]; x != "" {
+			o.ShareExcluded = []string{x}
+		}
+		s.Allocator = New(o)
 	case "total":
 		total, err := set(arg(1))
 		if err != nil {
@@ -463,9 +469,28 @@ func checkBooks(t testing.TB, a *Allocator) {
 		return active, yielding
 	}
 	walk(a.root)
+	filters := map[*agent]int{}
 	for i, f := range a.filters {
+		filters[f.agent]++
 		if f.place != i || !slices.Contains(f.client.filters[f.agent], f) || f.agent.removed {
 			t.Fatalf("filter %d of %s on %s is not where it should be", i, f.client.framework.id, f.agent.id)
+		}
+	}
+	for _, ag := range a.agentList {
+		if ag.filters != filters[ag] {
+			t.Fatalf("agent %s counts %d filters, want %d", ag.id, ag.filters, filters[ag])
+		}
+		for fw := range ag.allocs {
+			if _, on := fw.on[ag]; !on {
+				t.Fatalf("framework %s does not know that it has something on %s", fw.id, ag.id)
+			}
+		}
+	}
+	for _, fw := range a.frameworks {
+		for ag := range fw.on {
+			if ag.removed || ag.allocs[fw].Empty() {
+				t.Fatalf("framework %s thinks it has something on %s", fw.id, ag.id)
+			}
 		}
 	}
 }

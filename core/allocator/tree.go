@@ -61,9 +61,10 @@ type client struct {
 	hopeless   uint64 // cycle in which quotas were found to leave it nothing
 
 	// See refusedAll.
-	refusals     int    // how often in a row it refused all it was offered
-	refusedCycle uint64 // cycle in which it last did
-	yields       bool   // goes behind the others; in Allocator.yielders
+	offered      time.Time // when it was last offered something
+	refusals     int       // how often in a row it refused all it was offered, and was slow
+	refusedCycle uint64    // cycle in which it last did
+	yields       bool      // goes behind the others; in Allocator.yielders
 	yieldUntil   time.Time
 
 	alloc   vector

@@ -109,6 +109,10 @@ func (a *agentEdge) operator(w http.ResponseWriter, r *http.Request, principal s
 		return statusf(http.StatusNotAcceptable, "Streaming response is not supported for %s call", call.GetType())
 	}
 	resp, err := a.answer(r, principal, call)
+	if err != nil && r.Context().Err() != nil {
+		// Nobody hears it: a client that waited for a container has left, which is nothing to look into.
+		return statusf(http.StatusRequestTimeout, "The client has left")
+	}
 	if err != nil {
 		return err
 	}

@@ -1,12 +1,14 @@
 package api_test
 
 import (
+	"bytes"
 	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
@@ -347,4 +349,57 @@ func TestEveryRouteIsDocumented(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestAClientThatLeavesIsNobodysFault(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	m := newFakeMaster()
+	asked := make(chan struct{})
+	m.onOperator = func(*masterv1.Call) (*masterv1.Response, error) {
+		close(asked)
+		return nil, nil
+	}
+	var log bytes.Buffer // written by the server only, which has ended when it is read
+	waits := waitingMaster{m}
+	server := serveMaster(t, m, func(c *api.Config, d *api.MasterDeps) {
+		c.Metrics, d.Master = registry, waits
+		c.Log = slog.New(slog.NewTextHandler(&log, nil))
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error, 1)
+	go func() {
+		r := request(t, "POST", server.URL+"/api/v1", `{"type":"GET_HEALTH"}`, sendJSON).WithContext(ctx)
+		resp, err := (&http.Transport{}).RoundTrip(r)
+		if err == nil {
+			resp.Body.Close()
+		}
+		left <- err
+	}()
+	<-asked
+	cancel()
+	if err := <-left; !errors.Is(err, context.Canceled) {
+		t.Errorf("the call that was given up: %v", err)
+	}
+	server.Close() // waits for the handler
+	if strings.Contains(log.String(), "ERROR") {
+		t.Errorf("logged %s, want nothing: nothing went wrong", &log)
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := fmt.Sprint(families); !strings.Contains(text, `value:"499"`) {
+		t.Errorf("metrics %s, want the request counted as 499", text)
+	}
+}
+
+// waitingMaster takes operator calls and waits until whoever made them has left.
+type waitingMaster struct{ *fakeMaster }
+
+func (m waitingMaster) OperatorCall(ctx context.Context, principal string, call *masterv1.Call) (*masterv1.Response, error) {
+	if _, err := m.fakeMaster.OperatorCall(ctx, principal, call); err != nil {
+		return nil, err
+	}
+	<-ctx.Done()
+	return nil, fmt.Errorf("ask the allocator: %w", context.Cause(ctx))
 }

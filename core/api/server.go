@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -17,6 +18,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 )
+
+// statusClientGone is what metrics count for a client that left before its answer; it is never sent.
+const statusClientGone = 499
 
 // A Server answers HTTP requests by a table of routes.
 type Server struct {
@@ -120,6 +124,11 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 	if w.status != 0 {
 		s.log.Warn("answer broke off", "route", name, "error", err)
+		panic(http.ErrAbortHandler)
+	}
+	if r.Context().Err() != nil && errors.Is(err, context.Canceled) {
+		// Nobody is there to be answered, and nothing went wrong here.
+		w.status = statusClientGone
 		panic(http.ErrAbortHandler)
 	}
 	s.answerError(w, name, err)

@@ -3,7 +3,10 @@
 //
 // It promises that no process starts before everything that isolates it is in place and written down; that a failed
 // launch is undone last step first; that what isolators did is taken back once a container ended, however often that
-// takes and across restarts of the agent; and that no id is started again before nothing of its last start is left.
+// takes and across restarts of the agent; that no id is started again before nothing of its last start is left; and
+// that what is nested in a container ends with it.
+//
+// Clients attach to containers by it, and get all that a session prints, however short it is.
 //
 // Order, state, deadlines and application are its business; isolators only advise. What to run, when to give up on a
 // task, what a task's status becomes and what happens to sandboxes afterwards are the agent's. How a process is made

@@ -210,3 +210,16 @@ func TestDebugContainerThatAsksForItsOwnIsRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestNothingIsNestedInADebugContainer(t *testing.T) {
+	c, _ := startAgent(t, newMachine(t), t.TempDir())
+	defer stopAgent(t, c)
+	root := testContainer(t, "root")
+	check := within(root, "k", "true")
+	launch(t, c, root, check)
+	for _, x := range []*containerv1.Container{within(check, "l", "true"), nestedIn(check, "n")} {
+		if _, err := c.Launch(t.Context(), x); err == nil || !strings.Contains(err.Error(), "debug container") {
+			t.Errorf("Launch(%s) = %v, want it refused", x.Id, err)
+		}
+	}
+}

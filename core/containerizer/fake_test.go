@@ -111,9 +111,18 @@ func (m *machine) process(id string) *process {
 	return m.processes[id]
 }
 
+func (m *machine) runs(id string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.processes[id]
+	return p != nil && !p.over
+}
+
 // namespacesOf are those of a process: what its request made anew or joined.
 func (m *machine) namespacesOf(ct *container) (*namespaces, error) {
-	p := m.process(ct.id)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.processes[ct.id]
 	if p == nil || p.over {
 		return &namespaces{}, ErrNotRunning
 	}

@@ -170,6 +170,11 @@ func (c *Containerizer) admit(ctx context.Context, want *containerv1.Container) 
 				p.mu.Lock()
 				outer := p.spec
 				p.mu.Unlock()
+				if p.debug {
+					c.mu.Unlock()
+					ct.cancel(nil)
+					return nil, nil, fmt.Errorf("parent %s: nothing is nested in a debug container", parent)
+				}
 				placeIn(ct.spec, outer)
 			}
 			c.containers[ct.id] = ct

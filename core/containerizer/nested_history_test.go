@@ -149,8 +149,7 @@ func (h *history) holds(after string) {
 		known[k.ID] = k
 	}
 	for id := range h.made {
-		p := h.m.process(id)
-		if runs := p != nil && !p.over; runs == h.done[id] {
+		if runs := h.m.runs(id); runs == h.done[id] {
 			h.t.Errorf("after %s: %s runs: %v, want %v", after, id, runs, !h.done[id])
 		}
 		if k, ok := known[id]; !ok || k.Running == h.done[id] {

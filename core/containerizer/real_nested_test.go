@@ -153,9 +153,9 @@ func TestRealNestedContainersShareNetworkNameAndAPath(t *testing.T) {
 		}
 		listen := withVolumes(r.child(root, "listen", image, `[ "$$" -lt 10 ] || exit 2
 [ "$(hostname)" = pod ] || exit 3
-busybox nc -l -p 4711 > data/got & touch data/listening; wait`), sandboxPath(ofParent, "data", "data", mesosv1.Volume_RW))
+while [ ! -s data/got ]; do sleep 0.05; done | busybox nc -l -p 4711 > data/got & touch data/listening; wait`), sandboxPath(ofParent, "data", "data", mesosv1.Volume_RW))
 		connect := withVolumes(r.child(root, "connect", image, `while [ ! -e shared/listening ]; do sleep 0.05; done
-until echo hello | busybox nc -w 1 127.0.0.1 4711; do sleep 0.05; done
+until echo hello | busybox nc 127.0.0.1 4711; do sleep 0.05; done
 while [ "$(cat shared/got)" != hello ]; do sleep 0.05; done`), sandboxPath(ofParent, "data", "shared", mesosv1.Volume_RW))
 		for _, x := range []*containerv1.Container{listen, connect} {
 			if _, err := c.Launch(launchertest.Context(t), x); err != nil {

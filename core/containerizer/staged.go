@@ -35,6 +35,11 @@ func (c *Containerizer) stage(id, name string, tree int, folder bool) (string, e
 	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, place, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return "", &os.PathError{Op: "move_mount", Path: place, Err: err}
 	}
+	// The copy of a shared mount is shared with it: taking the copy away would take away what is mounted below the
+	// original.
+	if err := unix.Mount("", place, "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return "", &os.PathError{Op: "make private", Path: place, Err: err}
+	}
 	return place, nil
 }
 

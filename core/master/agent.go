@@ -2,6 +2,7 @@ package master
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -311,19 +312,7 @@ func (s *state) register(c *agentConn, h *clusterv1.Hello, record registry.Agent
 		}
 	}
 	s.readdOperations(a, h.GetOperations())
-	used := make(map[string]resources.Set)
-	for t := range a.tasks {
-		if !t.released {
-			used[t.framework.id] = used[t.framework.id].Add(t.resources)
-		}
-	}
-	for _, e := range a.executors {
-		used[e.framework.id] = used[e.framework.id].Add(e.resources)
-	}
-	s.allocator.AddAgent(id, a.info, capabilityMessages(h.GetCapabilities()), a.total, used)
-	if !a.offerable() {
-		s.allocator.DeactivateAgent(id)
-	}
+	s.tellAllocator(a, h)
 	s.allocateBy(now)
 	for _, t := range returned {
 		status := s.currentStatus(t.proto, mesosv1.TaskStatus_REASON_AGENT_REREGISTERED, "Agent reregistered", now)
@@ -339,6 +328,23 @@ func (s *state) register(c *agentConn, h *clusterv1.Hello, record registry.Agent
 	s.pingAgent(a, now)
 	s.obeyMaintenance(a, now)
 	s.log.Info("agent registered", "agent", id, "hostname", a.info.GetHostname(), "tasks", len(a.tasks), "resources", a.total.String())
+}
+
+// tellAllocator has the allocator know an agent, as it says it is, with what frameworks use there.
+func (s *state) tellAllocator(a *agent, h *clusterv1.Hello) {
+	used := make(map[string]resources.Set)
+	for t := range a.tasks { // sums do not depend on the order
+		if !t.released {
+			used[t.framework.id] = used[t.framework.id].Add(t.resources)
+		}
+	}
+	for _, e := range a.executors {
+		used[e.framework.id] = used[e.framework.id].Add(e.resources)
+	}
+	s.allocator.AddAgent(a.id, a.info, capabilityMessages(h.GetCapabilities()), a.total, used)
+	if !a.offerable() {
+		s.allocator.DeactivateAgent(a.id)
+	}
 }
 
 // connect makes a stream the agent's, and answers on it.
@@ -453,11 +459,17 @@ func (s *state) tellFrameworks(a *agent, h *clusterv1.Hello) {
 
 // reconnect gives a registered agent its new stream, and makes both sides agree on what it runs.
 func (s *state) reconnect(a *agent, c *agentConn, h *clusterv1.Hello, now time.Time) {
+	info, capabilities := a.info, a.capabilities
 	a.info = h.Agent
 	a.reregistered = now
 	s.connect(a, c, h)
 	s.metrics.reregistrations.Add(1)
-	s.allocator.UpdateAgentTotal(a.id, a.total)
+	if info.EqualVT(a.info) && maps.Equal(capabilities, a.capabilities) {
+		s.allocator.UpdateAgentTotal(a.id, a.total)
+	} else { // other attributes, another domain, a newer version: it may be for others now
+		s.rescindAll(a, now)
+		s.tellAllocator(a, h)
+	}
 	s.showAgent(a)
 	if a.conn == nil {
 		s.allocator.DeactivateAgent(a.id)

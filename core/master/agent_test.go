@@ -556,3 +556,31 @@ func TestAgentsOlderThanTheOldestThatIsKnownAreRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestAnAgentThatReturnsWithOtherAttributesIsOfferedByThem(t *testing.T) {
+	inBubble(t, Config{}, Deps{}, func(t *testing.T, c *cluster) {
+		a := c.agent("cpus:4;mem:1024")
+		s := &scheduler{c: c, info: frameworkInfo("a"), stream: newRecorder[*schedulerv1.Event]()}
+		call := &schedulerv1.Call{Type: schedulerv1.Call_SUBSCRIBE.Enum(), Subscribe: &schedulerv1.Call_Subscribe{
+			FrameworkInfo: s.info, OfferConstraints: &schedulerv1.OfferConstraints{RoleConstraints: map[string]*schedulerv1.OfferConstraints_RoleConstraints{
+				"a": {Groups: []*schedulerv1.OfferConstraints_RoleConstraints_Group{{AttributeConstraints: []*schedulerv1.AttributeConstraint{{
+					Selector:  &schedulerv1.AttributeConstraint_Selector{Selector: &schedulerv1.AttributeConstraint_Selector_AttributeName{AttributeName: "rack"}},
+					Predicate: &schedulerv1.AttributeConstraint_Predicate{Predicate: &schedulerv1.AttributeConstraint_Predicate_Exists_{Exists: &schedulerv1.AttributeConstraint_Predicate_Exists{}}},
+				}}}}}}}}}
+		if _, err := c.m.SchedulerSubscribe(context.Background(), "", call, s.stream); err != nil {
+			t.Fatal(err)
+		}
+		c.pass(2 * time.Second)
+		if got := offers(s.stream.take()); len(got) != 0 {
+			t.Fatalf("offered %v, which has no rack", got)
+		}
+		a.disconnect()
+		a.info.Attributes = []*mesosv1.Attribute{{Name: ptr("rack"), Type: mesosv1.Value_TEXT.Enum(), Text: &mesosv1.Value_Text{Value: ptr("r1")}}}
+		a.connect()
+		c.pass(2 * time.Second)
+		o := one(t, "offers", offers(s.stream.take()))
+		if len(o.GetAttributes()) != 1 || total(o).Scalar("cpus") != 4 {
+			t.Errorf("offer = %v, want all of the agent with its new attribute", o)
+		}
+	})
+}

@@ -69,14 +69,17 @@ func (s *state) setUnavailability(a *agent, u *mesosv1.Unavailability, now time.
 		refused:     make(map[*framework]time.Time),
 	}
 	s.unavailable[a.id] = a
+	s.nextInverse = time.Time{}
 }
 
-// makeInverseOffers asks every framework that has something on an agent whose machine goes away, or was offered
+// makeInverseOffers asks, once in an allocation interval, every framework that has something on an agent whose machine goes away, or was offered
 // something there, once until it has answered and its filter has ended.
 func (s *state) makeInverseOffers(now time.Time) {
-	if len(s.unavailable) == 0 {
+	if len(s.unavailable) == 0 || now.Before(s.nextInverse) {
 		return
 	}
+	// However often offers are made: all of the cluster may be scheduled, and this looks at every task there.
+	s.nextInverse = now.Add(s.cfg.AllocationInterval)
 	made := make(map[*framework][]*mesosv1.InverseOffer)
 	for _, id := range sortedKeys(s.unavailable) {
 		a := s.unavailable[id]
@@ -202,6 +205,7 @@ func (s *state) reviveInverses(f *framework) {
 	for _, a := range s.unavailable { // the order does not matter
 		delete(a.unavailable.refused, f)
 	}
+	s.nextInverse = time.Time{}
 }
 
 // answerInverses takes a framework's answer. Inverse offers that are not the framework's, or are gone, are ignored: the

@@ -243,3 +243,36 @@ func TestExplainSaysWhyAndBadQuestionsAreRefused(t *testing.T) {
 		}
 	})
 }
+
+func FuzzRequestsToOlderEndpointsAreReadOrRefused(f *testing.F) {
+	f.Add("/quota", "POST", "", `{"role":"a","guarantee":[{"name":"cpus","type":"SCALAR","scalar":{"value":1}}]}`)
+	f.Add("/quota/a/b", "DELETE", "", "")
+	f.Add("/weights", "PUT", "", `[{"role":"a","weight":1}]`)
+	f.Add("/machine/down", "POST", "", `[{"hostname":"x"}]`)
+	f.Add("/machine/up", "POST", "", `[{"ip":"1.2.3.4"},{}]`)
+	f.Add("/maintenance/schedule", "POST", "", `{"windows":[{"machine_ids":[{}],"unavailability":{"start":{"nanoseconds":1}}}]}`)
+	f.Add("/reserve", "POST", "slaveId=x&resources=[{}]", "")
+	f.Add("/destroy-volumes", "POST", "slaveId=x&volumes=[]", "")
+	f.Fuzz(func(t *testing.T, endpoint, method, form, body string) {
+		values, err := url.ParseQuery(form)
+		if err != nil {
+			return
+		}
+		call, err := legacyCall(endpoint, method, nil, values, []byte(body))
+		if (call == nil) == (err == nil) {
+			t.Fatalf("call %v, error %v, want one of them", call, err)
+		}
+		if err != nil {
+			if code := statusOf(err); code != 400 && code != 404 {
+				t.Fatalf("refused with %d: %v", code, err)
+			}
+			return
+		}
+		if s := call.GetUpdateMaintenanceSchedule().GetSchedule(); s != nil {
+			_ = checkSchedule(s)
+		}
+		if q := call.GetSetQuota().GetQuotaRequest(); q != nil {
+			_, _ = configOf(q)
+		}
+	})
+}

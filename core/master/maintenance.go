@@ -145,6 +145,9 @@ func (m *Master) approveMachines(ctx context.Context, principal, action string, 
 //
 // Errors: 400 for a schedule that is wrong, or lacks a machine that is DOWN; 403.
 func (m *Master) updateSchedule(ctx context.Context, principal string, schedule *maintenancev1.Schedule) error {
+	if schedule == nil {
+		schedule = &maintenancev1.Schedule{}
+	}
 	if err := checkSchedule(schedule); err != nil {
 		return err
 	}

@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/mosaic-cluster/mosaic/core/registry"
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	allocatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/allocator"
 	maintenancev1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/maintenance"
@@ -325,6 +327,94 @@ func TestMachinesThatAreDownHaveNoAgents(t *testing.T) {
 			t.Errorf("schedule = %v, want other.example only", schedule)
 		}
 		next.agent("cpus:4;mem:1024")
+	})
+}
+
+// gate is a registry whose writes wait while it is shut.
+type gate struct {
+	registry.Store
+	mu   sync.Mutex
+	shut chan struct{} // guarded by mu; nil while it is open
+}
+
+func (g *gate) Apply(ctx context.Context, changes []registry.Change) error {
+	g.mu.Lock()
+	shut := g.shut
+	g.mu.Unlock()
+	if shut != nil {
+		<-shut
+	}
+	return g.Store.Apply(ctx, changes)
+}
+
+// close has writes wait until the function that it returns is called.
+func (g *gate) close() (open func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	shut := make(chan struct{})
+	g.shut = shut
+	return func() {
+		g.mu.Lock()
+		g.shut = nil
+		g.mu.Unlock()
+		close(shut)
+	}
+}
+
+func TestMaintenanceIsWrittenBeforeItHolds(t *testing.T) {
+	store := &gate{Store: registry.NewMemory()}
+	inBubble(t, Config{}, Deps{Registry: store}, func(t *testing.T, c *cluster) {
+		c.agent("cpus:4;mem:1024")
+		s := c.withTask(frameworkInfo("a"), "t1")
+		// each carries out a call whose write waits, and holds that nothing has happened until then.
+		each := func(call *masterv1.Call) {
+			t.Helper()
+			open := store.close()
+			answered := make(chan error, 1)
+			go func() {
+				_, err := c.m.OperatorCall(context.Background(), "", call)
+				answered <- err
+			}()
+			c.settle()
+			if got := s.stream.take(); len(got) != 0 || len(answered) != 0 {
+				t.Errorf("%s: events %v and %d answers before it was written", call.GetType(), got, len(answered))
+			}
+			open()
+			c.settle()
+			if err := <-answered; err != nil {
+				t.Errorf("%s = %v", call.GetType(), err)
+			}
+		}
+		each(scheduleCall(window(time.Now(), "agent.example")))
+		one(t, "inverse offers", inverseOffers(s.stream.take()))
+		each(startCall("agent.example"))
+		one(t, "updates", updates(s.stream.take()))
+		each(stopCall("agent.example"))
+	})
+}
+
+// What is decided while another write is under way counts with it.
+func TestDecisionsOnMaintenanceCountWithThoseThatAreBeingWritten(t *testing.T) {
+	store := &gate{Store: registry.NewMemory()}
+	inBubble(t, Config{}, Deps{Registry: store}, func(t *testing.T, c *cluster) {
+		c.must(scheduleCall(window(time.Now(), "a", "b")))
+		open := store.close()
+		answers := make(chan error, 2)
+		for _, call := range []*masterv1.Call{startCall("a"), scheduleCall(window(time.Now(), "b"))} {
+			go func() {
+				_, err := c.m.OperatorCall(context.Background(), "", call)
+				answers <- err
+			}()
+			c.settle()
+		}
+		if code := statusOf(<-answers); code != 400 {
+			t.Errorf("a schedule without the machine that goes down = %d, want 400", code)
+		}
+		open()
+		c.settle()
+		if err := <-answers; err != nil {
+			t.Errorf("START_MAINTENANCE = %v", err)
+		}
 	})
 }
 

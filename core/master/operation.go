@@ -202,18 +202,19 @@ func (s *state) tryOperate(x *acceptance, op *mesosv1.Offer_Operation, now time.
 // else, while one that refuses all there is for no time waits for a moment.
 func (s *state) settle(x *acceptance, filters *mesosv1.Filters, now time.Time) {
 	back := x.remaining.Add(x.held)
-	if back.Empty() {
-		return
-	}
 	rest := back.Subtract(x.converted)
 	made := back.Subtract(rest)
 	s.allocator.RecoverResources(x.framework.id, x.agent.id, made, nil, now)
 	refusal := filtersOf(filters)
 	if refusal.RefuseSeconds != nil && refusal.GetRefuseSeconds() == 0 && !x.offered.Subtract(rest).Empty() {
-		refusal = nil
+		s.allocator.RecoverResources(x.framework.id, x.agent.id, rest, nil, now)
+		rest = resources.Set{}
 	}
+	// With nothing left too: the allocator learns what the framework makes of its offers.
 	s.allocator.RecoverResources(x.framework.id, x.agent.id, rest, refusal, now)
-	s.allocateBy(now)
+	if !back.Empty() {
+		s.allocateBy(now)
+	}
 }
 
 // copyShared lets several tasks of one ACCEPT use a shared volume that the offers held once.

@@ -208,3 +208,42 @@ func TestRefusalsLastAsLongAsTheySay(t *testing.T) {
 		})
 	}
 }
+
+func TestTheRestOfAnOfferComesBackAtOnceToWhoUsedSomeAndRefusesNothing(t *testing.T) {
+	inBubble(t, Config{}, Deps{}, func(t *testing.T, c *cluster) {
+		c.agent("cpus:4;mem:1024")
+		s, events := c.framework(frameworkInfo("a"))
+		o := one(t, "offers", offers(events))
+		events = s.accept([]*mesosv1.Offer{o}, &mesosv1.Filters{RefuseSeconds: ptr(0.0)}, launch(commandTask("t1", o, "cpus:1;mem:100")))
+		next := one(t, "offers without time passing", offers(events))
+		if total(next).Scalar("cpus") != 3 {
+			t.Errorf("offered %s, want the three cpus that are left", total(next))
+		}
+		// Who used nothing has refused.
+		if got := offers(s.accept([]*mesosv1.Offer{next}, &mesosv1.Filters{RefuseSeconds: ptr(0.0)})); len(got) != 0 {
+			t.Errorf("offered again at once after a refusal: %v", got)
+		}
+		c.pass(200 * time.Millisecond)
+		one(t, "offers after a moment", offers(s.stream.take()))
+	})
+}
+
+func TestAGuaranteeIsFreedFromOffersOfOthersBeforeItsFrameworkIsThere(t *testing.T) {
+	inBubble(t, Config{}, Deps{}, func(t *testing.T, c *cluster) {
+		c.agent("cpus:4;mem:4096;disk:1000")
+		hog, events := c.framework(frameworkInfo("hog"))
+		all := one(t, "offers", offers(events))
+		c.must(quotaCall(false, quotaOf("vip", "cpus:2.5;mem:512", "")))
+		if o := one(t, "offers to hog", hog.next()); total(o).Scalar("cpus") > 1.5 || total(o).Scalar("mem") > 4096-512 {
+			t.Errorf("hog is offered %s, want what the guarantee leaves", total(o))
+		}
+		if _, ok := c.m.s.offers[all.GetId().GetValue()]; ok {
+			t.Error("the offer of everything still stands")
+		}
+		_, events = c.framework(frameworkInfo("vip"))
+		o := one(t, "offers to vip", offers(events))
+		if total(o).Scalar("cpus") < 2.5 || total(o).Scalar("mem") < 512 {
+			t.Errorf("vip was offered %s, want its guarantee", total(o))
+		}
+	})
+}

@@ -44,6 +44,7 @@ type state struct {
 	maintenance   *maintenance                // as it holds
 	decided       *maintenance                // as it will when the registry has it
 	unavailable   map[string]*agent           // those whose machine goes away
+	nextInverse   time.Time                   // no inverse offers before
 	operations    map[operationKey]*operation // those with an id
 	weights       map[string]float64
 	quotas        map[string]*quotav1.QuotaConfig // replaced, never changed

@@ -152,7 +152,11 @@ func (a *Agent) open(ctx context.Context, cancel context.CancelCauseFunc, id *me
 		defer endInput() // nobody reads it any more
 		defer stop()
 		defer resp.Body.Close()
-		over(copyOutput(ctx, cancel, resp.Body, toStdout, toStderr))
+		err := copyOutput(ctx, cancel, resp.Body, toStdout, toStderr)
+		over(err)
+		if err == nil && s.in != nil {
+			s.in.end(detachTimeout) // an agent takes an upload that breaks off for a lost client
+		}
 	})
 	return s, nil
 }

@@ -84,8 +84,10 @@ func (c *conversation) converse(ctx context.Context, s *operator.Session) (statu
 		status, err := s.Wait(ctx)
 		exited <- exit{status, err}
 	})
-	printed := make(chan error, 1)
-	g.Go(func() { printed <- c.print(s) })
+	printed := make(chan error, 2)
+	g.Go(func() { printed <- copied(c.out, s.Stdout) })
+	g.Go(func() { printed <- copied(c.err, s.Stderr) })
+	printing := 2
 	typed := make(chan error, 1)
 	if c.in != nil {
 		in := c.in
@@ -115,17 +117,23 @@ func (c *conversation) converse(ctx context.Context, s *operator.Session) (statu
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		case err := <-printed:
+			if errors.Is(err, syscall.EPIPE) { // who reads us has seen enough, and that is no news to anybody
+				return 0, &exitError{code: 128 + int(syscall.SIGPIPE)}
+			}
 			if err != nil {
 				return 0, err
+			}
+			if printing--; printing > 0 {
+				continue
 			}
 			if end != nil {
 				return end.status, end.err
 			}
-			printed, giveUp, late = nil, nil, time.After(exitStatusTimeout)
+			giveUp, late = nil, time.After(exitStatusTimeout)
 		case <-late:
 			return 0, fmt.Errorf("the output has ended, but the agent did not say within %s how the process did", exitStatusTimeout)
 		case e := <-exited:
-			if printed == nil {
+			if printing == 0 {
 				return e.status, e.err
 			}
 			end, giveUp = &e, nil // its last words are still to come
@@ -170,14 +178,9 @@ func restored(fd int, before *term.State) error {
 	return nil
 }
 
-// print copies both outputs to their ends.
-func (c *conversation) print(s *operator.Session) error {
-	errs := make(chan error, 1)
-	go func() { _, err := io.Copy(c.err, s.Stderr); errs <- err }()
-	_, err := io.Copy(c.out, s.Stdout)
-	if e := <-errs; err == nil {
-		err = e
-	}
+// copied copies output to its end.
+func copied(to io.Writer, from io.Reader) error {
+	_, err := io.Copy(to, from)
 	return err
 }
 

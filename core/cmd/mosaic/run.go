@@ -60,16 +60,24 @@ func newRun() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [flags] -- COMMAND [ARGUMENT...]",
 		Short: "Run a task and show its output",
-		Long: `Runs one task on the cluster, shows its output, and exits with its exit code. With --group it is
-several tasks on one machine, which start together, share a network and what they put into
-SANDBOX_PATH volumes, and end together if one fails: --group names a file with the tasks, a
-TaskGroupInfo of the v1 API in JSON or YAML.
+		Long: `Runs one task on the cluster, shows its output, and exits with its exit code.
 
 Ctrl-C kills the task; a second one gives up waiting for it. With --detach the command returns
 once the task runs, and the task stays: 'mosaic task logs' and 'mosaic task kill' deal with it.
 
 With -it the task has a terminal, and yours is connected with it: a shell or an editor works as if
 it ran here. The keys of --detach-keys leave it running.
+
+With --group it is several tasks on one machine: they start together, share a network and their
+SANDBOX_PATH volumes, and end together if one fails. The file has a TaskGroupInfo of the v1 API, or
+a whole LaunchGroup, in JSON or YAML. Ids are made up; --cpus, --mem and --disk are for tasks that
+name no resources:
+
+  tasks:
+    - name: web
+      command: {value: python3 -m http.server 31000}
+    - name: probe
+      command: {value: while sleep 1; do curl -s localhost:31000; done}
 
 Exit codes: the task's own, of a group that of the first task that failed; 128 plus the signal's
 number if a signal ended it; 125 if it could not be started.`,

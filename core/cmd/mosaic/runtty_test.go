@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -78,11 +77,7 @@ func TestRunShowsWhatATaskWroteBeforeItWasConnected(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for written := false; !written; {
-		c.mu.Lock()
-		written = bytes.Contains(c.log, []byte("before\r\n"))
-		c.mu.Unlock()
-	}
+	c.await("before\r\n")
 	<-c.output // read once, by a file: who attaches now gets what comes
 	r, s := talker(t, agent, "c")
 	r.begin(t.Context(), r.tasks[0])

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -369,7 +368,7 @@ SIGTERM.`,
 			if err := c.kill(cmd.Context(), t); err != nil {
 				return fmt.Errorf("kill task %s: %w", id, err)
 			}
-			fmt.Fprintln(os.Stderr, "killing", id)
+			fmt.Fprintln(cmd.ErrOrStderr(), "killing", id)
 			return nil
 		},
 	}

@@ -156,6 +156,9 @@ func (s *Stream) lost(err error) error {
 	if errors.Is(err, net.ErrClosed) {
 		return net.ErrClosed
 	}
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF // not to be taken for the end of the output
+	}
 	return fmt.Errorf("%w: %w", ErrLost, err)
 }
 

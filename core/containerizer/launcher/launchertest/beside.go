@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/supervised"
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
@@ -33,6 +35,7 @@ func Sharing(t *testing.T, with func(t testing.TB, e *Env) launcher.Launcher) {
 		{"NeverStartedEndsWithItsClient", neverStartedBeside},
 		{"KilledWithoutACgroup", killedWithoutACgroup},
 		{"LimitsOfItsOwnAreInEffect", limitsBeside},
+		{"TooManyForOneShimGetTheirOwn", tooManyForOneShim},
 		{"AHundredSessionsLeaveNothing", aHundredSessions},
 	})
 }
@@ -482,6 +485,33 @@ func below(t *testing.T, pid int) []int {
 	return list
 }
 
+func tooManyForOneShim(t *testing.T, e *Env, l launcher.Launcher) {
+	root := e.Request("sleep", "1000")
+	h := Start(t, l, root)
+	few := unix.Rlimit{Cur: 64, Max: 64}
+	if err := unix.Prlimit(ShimOf(t, h), unix.RLIMIT_NOFILE, &few, nil); err != nil {
+		t.Fatal(err)
+	}
+	shared, own := 0, 0
+	for range 10 {
+		n := Start(t, l, e.Session(h, root, containerv1.Container_ATTACHED, "cat"))
+		if ShimOfState(t, n) == "" {
+			own++
+		} else {
+			shared++
+		}
+		s := Attach(t, n)
+		write(t, s, "hello\n")
+		ReadUntil(t, s, "hello\n")
+	}
+	if shared == 0 || own == 0 {
+		t.Errorf("%d containers share a shim that may open 64 files, %d have one of their own; want some of both", shared, own)
+	}
+	if err := h.Signal(Context(t), syscall.SIGCONT); err != nil {
+		t.Errorf("Signal to the first = %v", err)
+	}
+}
+
 func aHundredSessions(t *testing.T, e *Env, l launcher.Launcher) {
 	root := e.Request("sleep", "1000")
 	h := Start(t, l, root)
@@ -519,7 +549,7 @@ func aHundredSessions(t *testing.T, e *Env, l launcher.Launcher) {
 				}
 			}
 		}
-		if err != io.EOF || !strings.Contains(out, fmt.Sprintf("go %d", i)) {
+		if !errors.Is(err, io.EOF) || !strings.Contains(out, fmt.Sprintf("go %d", i)) {
 			t.Errorf("session %d says %q, then %v", i, out, err)
 		}
 		return first

@@ -16,6 +16,7 @@ import (
 	"github.com/mosaic-cluster/mosaic/core/containerizer/cgroup"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/shim"
+	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 )
 
 // creatorVariable makes the test program a creator: an agent to be killed. It holds the JSON of job.
@@ -25,6 +26,7 @@ const creatorVariable = "MOSAIC_TEST_CREATOR"
 type job struct {
 	Shim, Root, Dir string
 	Started, Held   int
+	Terminals       bool // make a container, a session beside it, and one with a terminal of its own
 }
 
 // made is what a creator says of each container.
@@ -41,41 +43,7 @@ func KilledAgent(t *testing.T, with func(t testing.TB, e *Env) launcher.Launcher
 	const running, held = 10, 2
 	e := New(t)
 	l := with(t, e)
-	j, err := json.Marshal(job{Shim: e.Shim.Path(), Root: e.Root, Dir: e.Dir, Started: running, Held: held})
-	if err != nil {
-		t.Fatal(err)
-	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(self, "-test.run=^$")
-	cmd.Env = append(os.Environ(), creatorVariable+"="+string(j))
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var all []made
-	sc := bufio.NewScanner(out)
-	for len(all) < running+held && sc.Scan() {
-		var m made
-		if err := json.Unmarshal(sc.Bytes(), &m); err != nil {
-			t.Errorf("creator says %q: %v", sc.Text(), err)
-			continue
-		}
-		all = append(all, m)
-	}
-	if err := cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = cmd.Wait()
-	if len(all) != running+held {
-		t.Fatalf("creator made %d containers, want %d", len(all), running+held)
-	}
+	all := killedCreator(t, e, job{Started: running, Held: held}, running+held)
 
 	// Those never started have ended with their creator, and say so.
 	for _, m := range all[running:] {
@@ -134,6 +102,126 @@ func KilledAgent(t *testing.T, with func(t testing.TB, e *Env) launcher.Launcher
 	}
 }
 
+// KilledAgentsTerminals kills a creator with SIGKILL while it is attached to terminals, one of a session beside another
+// container, and goes on with them. A package's test that calls it must have BeCreator in its TestMain.
+func KilledAgentsTerminals(t *testing.T, with func(t testing.TB, e *Env) launcher.Launcher) {
+	e := New(t)
+	l := with(t, e)
+	all := killedCreator(t, e, job{Terminals: true}, 3)
+	for i, m := range all {
+		h, err := l.Reattach(Context(t), m.State)
+		if err != nil {
+			t.Fatalf("Reattach of container %d = %v", i, err)
+		}
+		defer func() { // the first one last
+			if err := h.Destroy(Context(t)); err != nil {
+				t.Error(err)
+			}
+		}()
+		if i == 0 {
+			continue
+		}
+		s := Attach(t, h)
+		write(t, s, "hello\n")
+		if out := ReadUntil(t, s, "got hello\r\n"); strings.Contains(out, "up") {
+			t.Errorf("terminal %d: what the killed agent had read comes again: %q", i, out)
+		}
+		if err := s.Resize(7, 70); err != nil {
+			t.Errorf("terminal %d: Resize = %v", i, err)
+		}
+		write(t, s, "size\n")
+		ReadUntil(t, s, "7 70\r\n")
+		closeWrite(t, s)
+		ReadAll(t, s)
+		if ws := syscall.WaitStatus(Wait(t, h)); ws.ExitStatus() != 3 {
+			t.Errorf("terminal %d: Wait = %#x, want exit 3", i, ws)
+		}
+	}
+}
+
+// terminals makes what job.Terminals says.
+func terminals(ctx context.Context, e *Env, l launcher.Launcher, tell func(*launcher.Request, launcher.Handle) error) error {
+	const script = `stty -echo; echo up; while read x; do if [ "$x" = size ]; then stty size; else echo got $x; fi; done; exit 3`
+	root := e.Request("sleep", "1000")
+	h, err := l.Create(ctx, root)
+	if err == nil {
+		err = h.Start(ctx)
+	}
+	if err == nil {
+		err = tell(root, h)
+	}
+	if err != nil {
+		return err
+	}
+	for _, r := range []*launcher.Request{
+		e.Session(h, root, containerv1.Container_TERMINAL, "sh", "-c", script),
+		e.Attached(containerv1.Container_TERMINAL, "sh", "-c", script),
+	} {
+		c, err := l.Create(ctx, r)
+		if err != nil {
+			return err
+		}
+		s, err := c.(launcher.Attacher).Attach(ctx)
+		if err == nil {
+			err = c.Start(ctx)
+		}
+		for out := ""; err == nil && !strings.Contains(out, "up"); {
+			var chunk launcher.Chunk
+			chunk, err = s.Read()
+			out += string(chunk.Data)
+		}
+		if err == nil {
+			err = tell(r, c)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// killedCreator runs a creator, kills it when it has told of n containers, and returns what it told.
+func killedCreator(t *testing.T, e *Env, do job, n int) []made {
+	t.Helper()
+	do.Shim, do.Root, do.Dir = e.Shim.Path(), e.Root, e.Dir
+	j, err := json.Marshal(do)
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, "-test.run=^$")
+	cmd.Env = append(os.Environ(), creatorVariable+"="+string(j))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var all []made
+	sc := bufio.NewScanner(out)
+	for len(all) < n && sc.Scan() {
+		var m made
+		if err := json.Unmarshal(sc.Bytes(), &m); err != nil {
+			t.Errorf("creator says %q: %v", sc.Text(), err)
+			continue
+		}
+		all = append(all, m)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if len(all) != n {
+		t.Fatalf("creator made %d containers, want %d", len(all), n)
+	}
+	return all
+}
+
 func alive(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !strings.Contains(string(b), ") Z") && !strings.Contains(string(b), ") X")
@@ -170,6 +258,17 @@ func create(text string, with func(e *Env) (launcher.Launcher, error)) error {
 	if err != nil {
 		return err
 	}
+	tell := func(r *launcher.Request, c launcher.Handle) error {
+		line, err := json.Marshal(made{State: c.State(), Pid: c.Pid(), RunDir: r.RunDir, Cgroup: r.Container.Cgroup})
+		if err != nil {
+			return err
+		}
+		fmt.Println(string(line))
+		return nil
+	}
+	if j.Terminals {
+		return terminals(context.Background(), e, l, tell)
+	}
 	for i := range j.Started + j.Held {
 		r := e.Request("sh", "-c", fmt.Sprintf("while ! [ -e %s/end%d ]; do sleep 0.01; done; exit %d", j.Dir, i, 10+i))
 		c, err := l.Create(context.Background(), r)
@@ -181,11 +280,9 @@ func create(text string, with func(e *Env) (launcher.Launcher, error)) error {
 				return err
 			}
 		}
-		line, err := json.Marshal(made{State: c.State(), Pid: c.Pid(), RunDir: r.RunDir, Cgroup: r.Container.Cgroup})
-		if err != nil {
+		if err := tell(r, c); err != nil {
 			return err
 		}
-		fmt.Println(string(line))
 	}
 	return nil
 }

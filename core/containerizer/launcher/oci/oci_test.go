@@ -68,6 +68,11 @@ func TestConformance(t *testing.T) { launchertest.Conformance(t, newLauncher) }
 
 func TestStreaming(t *testing.T) { launchertest.Streaming(t, newLauncher) }
 
+func TestKilledAgentsTerminalsGoOn(t *testing.T) {
+	runc(t)
+	launchertest.KilledAgentsTerminals(t, newLauncher)
+}
+
 func TestSharing(t *testing.T) { launchertest.Sharing(t, newLauncher) }
 
 func BenchmarkLaunchTrue(b *testing.B) { launchertest.BenchmarkLaunchTrue(b, newLauncher) }

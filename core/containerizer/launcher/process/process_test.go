@@ -135,6 +135,8 @@ func TestConformance(t *testing.T) { launchertest.Conformance(t, newLauncher) }
 
 func TestStreaming(t *testing.T) { launchertest.Streaming(t, newLauncher) }
 
+func TestKilledAgentsTerminalsGoOn(t *testing.T) { launchertest.KilledAgentsTerminals(t, newLauncher) }
+
 func TestSharing(t *testing.T) { launchertest.Sharing(t, newLauncher) }
 
 func BenchmarkLaunchTrue(b *testing.B) { launchertest.BenchmarkLaunchTrue(b, newLauncher) }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"sync"
 	"syscall"
 	"time"
@@ -146,11 +145,10 @@ func (a *attachment) next() (launcher.Chunk, error) {
 	switch {
 	case err == nil:
 		return launcher.Chunk{Stderr: stderr, Data: data}, nil
-	case err == io.EOF, errors.Is(err, net.ErrClosed):
-	case errors.Is(err, shim.ErrSlow):
-		err = launcher.ErrSlow
 	case errors.Is(err, shim.ErrLost):
 		err = fmt.Errorf("%w: %w", launcher.ErrGone, err)
+	case errors.Is(err, shim.ErrSlow):
+		err = launcher.ErrSlow
 	}
 	a.end = err
 	return launcher.Chunk{}, err

@@ -10,9 +10,9 @@ import (
 	"github.com/mosaic-cluster/mosaic/core/containerizer/shim/wire"
 )
 
-// maxConns bounds the connections about one container, streams not counted: the agent uses one, an operator's tools a
-// second.
-const maxConns = 8
+// maxConns bounds the connections about one container, streams not counted: the agent uses one, and for a moment one for
+// each container that it is creating beside the first.
+const maxConns = 64
 
 // killPause is how long to wait between two looks at a container beside the first that is being killed, in
 // nanoseconds: not all of its processes are children whose end is told.
@@ -236,6 +236,15 @@ func poll(fds []unix.PollFd, timeout int64) error {
 
 func (s *supervisor) accept(c *container) {
 	fd, _, err := syscall.Accept4(c.listener, syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK)
+	if err == syscall.EMFILE || err == syscall.ENFILE {
+		// It would be there to be accepted for ever: it is accepted in place of the descriptor kept for this, and closed.
+		closeFD(&s.reserve)
+		if fd, _, err = syscall.Accept4(c.listener, syscall.SOCK_CLOEXEC); err == nil {
+			_ = syscall.Close(fd)
+		}
+		s.keepReserve()
+		return
+	}
 	if err != nil {
 		return // gone again
 	}

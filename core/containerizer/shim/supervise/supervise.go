@@ -33,8 +33,9 @@ const (
 
 // A supervisor is the whole state of a shim.
 type supervisor struct {
-	self int // pid of the shim
-	wake int // event counter that ends the poll of serve
+	self    int // pid of the shim
+	wake    int // event counter that ends the poll of serve
+	reserve int // a descriptor to give up when there are no more, see accept
 
 	mu         sync.Mutex // guards everything below, and all containers
 	containers []*container
@@ -71,7 +72,7 @@ type ended struct {
 // runtime says that a runtime was handed over at wire.RuntimeFD.
 // Run must be called on a locked thread.
 func Run(fd int, id uint32, spec *wire.Spec, runtime bool) int {
-	s := &supervisor{self: syscall.Getpid(), wake: -1, abilities: wire.CanKeepMore | wire.CanTake}
+	s := &supervisor{self: syscall.Getpid(), wake: -1, reserve: -1, abilities: wire.CanKeepMore | wire.CanTake}
 	if runtime {
 		s.abilities |= wire.CanRun
 	}
@@ -109,11 +110,19 @@ func (s *supervisor) prepare() error {
 	if err != nil {
 		return fail("make event counter", "", err)
 	}
+	s.keepReserve()
 	if s.abilities&wire.CanRun == 0 {
 		// Nothing else is to be at the descriptor that a runtime may come to.
 		return putRuntime(s.wake)
 	}
 	return nil
+}
+
+// keepReserve opens the descriptor that accept gives up.
+func (s *supervisor) keepReserve() {
+	if fd, err := unix.FcntlInt(uintptr(s.wake), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+		s.reserve = fd
+	}
 }
 
 // putRuntime puts a copy of fd where a runtime is found.
@@ -151,6 +160,10 @@ func (s *supervisor) keepMore(cn *conn, id uint32, payload []byte) {
 		refuse(syscall.ESRCH, "the container beside which it was to be does not run")
 		return
 	}
+	if !s.hasFilesFor(len(s.containers) + 1) {
+		refuse(syscall.EMFILE, "too many containers are kept by one shim")
+		return
+	}
 	if s.litter += 2*len(payload) + litterOfOne; s.litter > maxLitter {
 		s.litter = 0
 		runtime.GC()
@@ -165,6 +178,16 @@ func (s *supervisor) keepMore(cn *conn, id uint32, payload []byte) {
 			s.drop(c)
 		}
 	}
+}
+
+// hasFilesFor says whether so many containers leave some of the descriptors that there may be. One has at most six open,
+// connections not counted: a listener, three streams and two files.
+func (s *supervisor) hasFilesFor(containers int) bool {
+	var limit syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
+		return true
+	}
+	return uint64(16+6*containers+len(s.conns)) <= limit.Cur-limit.Cur/8
 }
 
 // drop forgets a container that has ended, with all that is kept for it.
