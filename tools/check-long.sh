@@ -75,7 +75,7 @@ histories() {
   done
   # The same in one life, in which what goes wrong slowly has the time to.
   step "$events random events in one history" quietly histories-one.log \
-    env MOSAIC_HISTORY_EVENTS="$events" "$go" test ./core/allocator -v -run '^TestBooksBalanceOverALongHistory$' -timeout 30m
+    env MOSAIC_HISTORY_EVENTS="$events" "$go" test ./core/allocator -v -run '^TestBooksBalanceOverALongHistory$' -count 1 -timeout 30m
   for name in TestRandomHistoriesEndWell:./core/agent:10 TestRandomHistoriesNeitherLoseNorDoubleResources:./core/master:1; do
     IFS=: read -r name package count <<<"$name"
     step "$name, $count times" quietly "histories-$name.log" "$go" test "$package" -run "^$name\$" -count "$count" -timeout 1h

@@ -17,7 +17,7 @@ type agent struct {
 	region   string
 	info     *mesosv1.AgentInfo // not changed after AddAgent
 
-	multiRole, hierarchical, refinement bool // what the agent understands
+	multiRole, hierarchical bool // what the agent understands
 
 	total     resources.Set
 	shared    resources.Set // the shared volumes of total: offered again and again
@@ -129,8 +129,6 @@ func (a *Allocator) AddAgent(id string, info *mesosv1.AgentInfo, capabilities []
 			ag.multiRole = true
 		case mesosv1.AgentInfo_Capability_HIERARCHICAL_ROLE:
 			ag.hierarchical = true
-		case mesosv1.AgentInfo_Capability_RESERVATION_REFINEMENT:
-			ag.refinement = true
 		}
 	}
 	a.agents[id] = ag

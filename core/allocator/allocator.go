@@ -4,12 +4,18 @@
 // dominant resource, in the role that has the least for its weight, at every level of the
 // tree of roles. Guarantees are served first, limits are kept, and what guarantees still
 // need is left free. The package is pure: it reads no clock and no random source but its
-// seed, does no I/O, and its answers do not depend on the order of a map, so the same calls
-// always give the same offers. Only agents that something happened to are looked at.
+// seed, does no I/O, and its answers depend neither on the order of a map nor on that in which
+// agents and frameworks came, so the same calls always give the same offers. Only agents that
+// something happened to are looked at, and those of which quotas kept something back if there
+// is more room than there was then.
+//
+// Frameworks that let offers expire, or that keep offers long and refuse them, do not keep others
+// waiting: see ExpireOffer and Options.KeepPlace. Explain says why there are no more offers.
 //
 // It keeps its state in memory only and is rebuilt when a master is elected. It does not know
-// frameworks' connections or authorization: the master decides when to allocate, sends the
-// offers, and tells what became of them. It is not safe for use by several goroutines.
+// frameworks' connections or authorization: the master decides when to allocate (and may Pause
+// it until enough agents are back), sends the offers, and tells what became of them. Inverse
+// offers and maintenance are the master's. It is not safe for use by several goroutines.
 //
 // Source: Ghodsi et al., "Dominant Resource Fairness: Fair Allocation of Multiple Resource
 // Types", NSDI 2011; the hierarchy and the stages follow Apache Mesos.

@@ -217,9 +217,7 @@ func (x *explainer) consider(c *client, ag *agent, general []*reason) {
 		case Suppressed:
 			add(StepRevive, step{name: c.role.name})
 		case Silent, OneAtATime:
-			if r.Code == Silent || c.framework.trial != ag {
-				add(StepAnswer, step{until: r.Until})
-			}
+			add(StepAnswer, step{until: r.Until})
 		}
 	}
 	fw := c.framework

@@ -267,7 +267,7 @@ func (c *cycle) offerClient(r *role, ag *agent, cl *client) bool {
 	if ag.blocked(cl) {
 		return true
 	}
-	if t := cl.framework.trial; t != nil && t != ag {
+	if fw := cl.framework; fw.trial != nil && (fw.trial != ag || fw.trialCycle != c.cycle) {
 		return true // one agent at a time, until it answers
 	}
 	if c.headroom != nil && c.plain {
@@ -389,7 +389,7 @@ func (c *cycle) give(ag *agent, cl *client, s resources.Set) {
 	ag.free = ag.free.Subtract(own)
 	ag.whole = false
 	if fw.silent > 0 {
-		fw.trial = ag
+		fw.trial, fw.trialCycle = ag, c.cycle
 	}
 	cl.charge(c.scalars(s), 1)
 	cl.role.top.used.add(counted, 1)

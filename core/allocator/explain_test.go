@@ -36,7 +36,7 @@ func TestExplanationsAgreeWithWhatIsOffered(t *testing.T) {
 				}
 			}
 		}
-		if would < 200 || not < 200 {
+		if known(seed) && (would < 200 || not < 200) {
 			t.Errorf("%d agents could be offered and %d not, want more for it to mean anything", would, not)
 		}
 	})
@@ -147,7 +147,7 @@ func TestATaskFitsWhereItIsSaidTo(t *testing.T) {
 						got[name] = true
 					}
 					if !reflect.DeepEqual(got, want) || e.Fits != len(want) {
-						t.Fatalf("step %d: %v for %s in %s fits on %v, want %v; closest %+v", step, need, id, cl.role.name, got, want, e.Closest)
+						t.Fatalf("step %d: %v for %s in %s fits on %v, want %v; closest %+v\n%s", step, need, id, cl.role.name, got, want, e.Closest, h.picture())
 					}
 					if (len(e.Closest) > 0) != (e.Fits == 0 && len(h.agents) > 0) {
 						t.Fatalf("step %d: fits on %d agents, and %d changes are proposed", step, e.Fits, len(e.Closest))
@@ -160,7 +160,7 @@ func TestATaskFitsWhereItIsSaidTo(t *testing.T) {
 				}
 			}
 		}
-		if fit < 20 || not < 20 {
+		if known(seed) && (fit < 20 || not < 20) {
 			t.Errorf("%d fitted and %d did not, want more for it to mean anything", fit, not)
 		}
 	})

@@ -27,6 +27,7 @@ type framework struct {
 	silentSince time.Time // when they last expired
 	until       time.Time // offered nothing before then; zero if it is not in Allocator.aside
 	trial       *agent    // of a silent framework: the one agent it is offered; nil if none is
+	trialCycle  uint64    // when that was
 }
 
 // AddFramework adds a framework, or takes it up again under new information. suppressed are
