@@ -55,12 +55,13 @@ func (a *Agent) AttachOutput(ctx context.Context, principal string, id *mesosv1.
 	if err := a.findRunning(p, false); err != nil {
 		return err
 	}
-	_, err = a.attach(ctx, p, s)
+	_, err = a.attach(ctx, p, s, nil)
 	return err
 }
 
-// attach begins to send output to s. over is closed when there is no more, or nobody to take it.
-func (a *Agent) attach(ctx context.Context, p containerPath, s ProcessIOStream) (over <-chan struct{}, err error) {
+// attach begins to send output to s. over is closed when there is no more, or nobody to take it; with ended, not before
+// that is closed either, since a process may close its output long before it ends.
+func (a *Agent) attach(ctx context.Context, p containerPath, s ProcessIOStream, ended <-chan struct{}) (over <-chan struct{}, err error) {
 	began := make(chan struct{}, 1)
 	result := make(chan error, 1)
 	done := make(chan struct{})
@@ -93,6 +94,12 @@ func (a *Agent) attach(ctx context.Context, p containerPath, s ProcessIOStream) 
 		result <- err
 		if err != nil && attached.Err() == nil {
 			a.log.Info("output of a container broke off", "container", p.id(), "error", err)
+		}
+		if err == nil && ended != nil {
+			select {
+			case <-ended:
+			case <-attached.Done():
+			}
 		}
 		s.Close()
 	})
@@ -189,7 +196,7 @@ func (a *Agent) LaunchSession(ctx context.Context, principal string, call *agent
 	if g.failure != nil {
 		return g.failure
 	}
-	over, err := a.attach(ctx, g.path, s)
+	over, err := a.attach(ctx, g.path, s, g.ended)
 	a.mu.Lock()
 	a.spawn(func(work context.Context) {
 		if err == nil {

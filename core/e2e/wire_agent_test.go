@@ -278,6 +278,18 @@ func TestWireASessionInATasksContainer(t *testing.T) {
 			t.Errorf("ATTACH_CONTAINER_INPUT answered %d %s, want 200", a.status, a.text)
 		}
 
+		// A command that closes its output first is not over with that.
+		mute := idOf(parent, "mute")
+		s = newPeer(ctx, t, agentAPI, c.Agent, media)
+		s.open(object{"type": "LAUNCH_NESTED_CONTAINER_SESSION", "launch_nested_container_session": object{
+			"container_id": mute, "command": object{"value": "exec >&- 2>&-; sleep 0.5; exit 7"},
+		}})
+		s.ended()
+		w := newPeer(ctx, t, agentAPI, c.Agent, media).call(http.StatusOK, object{"type": "WAIT_NESTED_CONTAINER", "wait_nested_container": object{"container_id": mute}})
+		if got := dig(w.object, "wait_nested_container", "exit_status"); got != 1792.0 {
+			t.Errorf("a session that closed its output ended with status %v, want 1792 for its code 7", got)
+		}
+
 		// A terminal: its size is what it is told, ^D ends the session and not the task.
 		terminal := idOf(parent, "terminal")
 		s = newPeer(ctx, t, agentAPI, c.Agent, media)
