@@ -90,6 +90,13 @@ func TestWireAgentReads(t *testing.T) {
 			return data == base64.StdEncoding.EncodeToString([]byte("hello\n"))
 		})
 		a.call(http.StatusNotImplemented, object{"type": "UNKNOWN"})
+		// An agent without resource providers.
+		provider := object{"type": "org.apache.mesos.rp.local.storage", "name": "disks"}
+		a.call(http.StatusNotImplemented, object{"type": "ADD_RESOURCE_PROVIDER_CONFIG", "add_resource_provider_config": object{"info": provider}})
+		a.call(http.StatusNotImplemented, object{"type": "UPDATE_RESOURCE_PROVIDER_CONFIG", "update_resource_provider_config": object{"info": provider}})
+		a.call(http.StatusNotImplemented, object{"type": "REMOVE_RESOURCE_PROVIDER_CONFIG", "remove_resource_provider_config": provider})
+		a.call(http.StatusNotImplemented, object{"type": "MARK_RESOURCE_PROVIDER_GONE", "mark_resource_provider_gone": object{"resource_provider_id": object{"value": "x"}}})
+		a.call(http.StatusNotImplemented, object{"type": "PRUNE_IMAGES"})
 		p.call(http.StatusAccepted, object{"type": "TEARDOWN"})
 		p.ended()
 	})

@@ -139,7 +139,8 @@ type answer struct {
 	object        // the body decoded, when there is a message in it
 }
 
-// try sends a call and returns the answer, whatever it is. It is not for calls that are answered with a stream.
+// try sends a call and returns the answer, whatever it is: nothing is shown by that. It is not for calls that are answered
+// with a stream.
 func (p *peer) try(call object) answer {
 	p.t.Helper()
 	if p.framework != nil && call["framework_id"] == nil && (p.api == schedulerAPI || p.api == executorAPI) {
@@ -166,9 +167,6 @@ func (p *peer) try(call object) answer {
 			p.t.Fatalf("%v: answer %q: %v", call["type"], body, err)
 		}
 	}
-	if !p.quiet {
-		observe(p.t, p.api.name, "call", fmt.Sprint(call["type"]), p.media, resp.StatusCode)
-	}
 	return a
 }
 
@@ -176,6 +174,9 @@ func (p *peer) try(call object) answer {
 func (p *peer) call(status int, call object) answer {
 	p.t.Helper()
 	a := p.try(call)
+	if !p.quiet {
+		observe(p.t, p.api.name, "call", fmt.Sprint(call["type"]), p.media, a.status)
+	}
 	if a.status != status {
 		p.t.Fatalf("%v answered %d %s, want %d\ncall: %v", call["type"], a.status, a.text, status, call)
 	}

@@ -82,7 +82,8 @@ func compatibility() (text string, missing []string) {
 	b.WriteString(`# What of Mesos's APIs is shown to work
 
 Made by ` + "`go test ./core/e2e -run TestWire -update`" + ` from what those tests sent and got, against the built programs, with nothing but an
-HTTP library. A call's codes are those that the tests saw and wanted; 200 and 202 are success. *Missing* are calls and events
+HTTP library. A call's codes are those that the tests saw and wanted; 200 and 202 are success, 501 alone is a call that is not
+there yet. *Missing* are calls and events
 of Mesos's messages that no test has shown.
 `)
 	titles := map[string]string{
