@@ -14,8 +14,8 @@ type Question struct {
 	FrameworkID string
 	Role        string
 	// Need is what a task would take, Ports how many ports. If either is given, the answer says
-	// where the task would fit, and what is closest to it. Without framework and role that is for
-	// any framework in the role "*".
+	// where the task would fit, and what is closest to it. Without a framework that is for any that
+	// might come to the role, which is "*" if none is named, as well as for those that are there.
 	Need  resources.Quantities
 	Ports int
 	// Examples bounds the agents named for each reason. 0 means 3.
@@ -137,6 +137,7 @@ type explainer struct {
 	headroom *headroom // nil if there are no quotas
 	limits   *headroom // one under which only limits bind
 	turns    map[*client]int
+	deserted bool             // no framework is in the role that is asked about
 	largest  map[string]int64 // of each resource that is needed, the most that an agent has
 
 	out     Explanation
@@ -232,11 +233,13 @@ func (x *explainer) clients() []*client {
 			out = append(out, c)
 		}
 	}
-	if len(out) == 0 {
-		able := &framework{known: true, active: true, gpus: true, shared: true, refinement: true, regions: true, multiRole: true}
-		return []*client{x.anyone(able, cmp.Or(q.Role, "*"))}
-	}
+	x.deserted = len(out) == 0
 	x.sort(out)
+	if len(out) == 0 || len(x.needs) > 0 {
+		// Those who are there may be gone or want nothing; who asks may be about to start another.
+		able := &framework{known: true, active: true, gpus: true, shared: true, refinement: true, regions: true, multiRole: true}
+		out = slices.Insert(out, 0, x.anyone(able, cmp.Or(q.Role, "*")))
+	}
 	return out
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	schedulerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/scheduler"
 	"github.com/mosaic-cluster/mosaic/sdk/resources"
 )
 
@@ -195,7 +196,14 @@ func (h *history) step() (made []Offer) {
 			h.UpdateAgentTotal(id, total)
 		}
 	case n < 95 && r.IntN(3) == 0:
-		switch r.IntN(4) {
+		switch r.IntN(5) {
+		case 4: // half of the agents, or all again
+			c, err := CompileConstraints(constraints([]*schedulerv1.AttributeConstraint{
+				is(pseudo(schedulerv1.AttributeConstraint_Selector_HOSTNAME), "~.*["+pick(r, []string{"02468", "13579", "0-9"})+"]")}))
+			if err != nil {
+				panic(err)
+			}
+			h.SetConstraints(framework(), c)
 		case 0:
 			h.Pause(h.now.Add(time.Duration(r.IntN(5)) * time.Second))
 		case 1:

@@ -46,7 +46,7 @@ func (g *reasons) general() {
 		add(WaitingForAgents, g.paused, "the master waits for agents that a former one knew: what seems free may be needed for guarantees")
 	}
 	switch {
-	case fw.id == "" && g.question.Role != "":
+	case fw.id == "" && g.deserted && g.question.Role != "":
 		add(NoFrameworks, time.Time{}, "no framework is in role %q", c.role.name)
 		return
 	case fw.id == "":

@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -286,6 +287,25 @@ func (c *Containerizer) Wait(ctx context.Context, id string) (*containerv1.Termi
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for container %s: %w", id, ctx.Err())
 	}
+}
+
+// Signal sends sig to the process group of the container's first process, which it ends also where the kernel keeps such
+// a signal from the first process of a pid namespace.
+func (c *Containerizer) Signal(ctx context.Context, id string, sig int) error {
+	ct, err := c.find(id)
+	if err != nil {
+		return err
+	}
+	h := ct.running()
+	if h == nil {
+		return fmt.Errorf("signal container %s: %w", id, ErrNotRunning)
+	}
+	ctx, cancel := context.WithTimeout(ctx, destroyTimeout)
+	defer cancel()
+	if err := h.Signal(ctx, syscall.Signal(sig)); err != nil {
+		return fmt.Errorf("signal container %s: %w", id, err)
+	}
+	return nil
 }
 
 // Destroy kills everything in the container and returns when it has ended and no process of it is left. Its

@@ -51,7 +51,8 @@ func simulate(t testing.TB, cfg Config, agents int, text string) *simulation {
 	}
 	set := resources.MustParse(text)
 	for i := range agents {
-		a := &simulatedAgent{ctx: ctx, number: uint32(i), toMaster: make(chan *clusterv1.FromAgent, 64), registered: make(chan struct{})}
+		at := &net.TCPAddr{IP: net.IPv4(10, byte(i>>16), byte(i>>8), byte(i)), Port: 1}
+		a := &simulatedAgent{ctx: peer.NewContext(ctx, &peer.Peer{Addr: at}), number: uint32(i), toMaster: make(chan *clusterv1.FromAgent, 64), registered: make(chan struct{})}
 		a.total = set.Resources()
 		s.agents = append(s.agents, a)
 		s.others.Go(func() { (&connector{master: m}).Connect(a) })
@@ -91,9 +92,7 @@ type simulatedAgent struct {
 	runs []*clusterv1.RunTask // guarded by mu
 }
 
-func (a *simulatedAgent) Context() context.Context {
-	return peer.NewContext(a.ctx, &peer.Peer{Addr: &net.TCPAddr{IP: net.IPv4(10, byte(a.number>>16), byte(a.number>>8), byte(a.number)), Port: 1}})
-}
+func (a *simulatedAgent) Context() context.Context { return a.ctx }
 
 func (a *simulatedAgent) Recv() (*clusterv1.FromAgent, error) {
 	select {
@@ -344,8 +343,10 @@ func BenchmarkPlacements(b *testing.B) {
 				b.StopTimer()
 				s := simulate(b, Config{}, agents, "cpus:32;mem:65536;disk:100000;ports:[31000-32000]")
 				b.StartTimer()
+				cpu := cpuTime()
 				at := s.place(frameworks, tasks, perOffer, "cpus:1;mem:128")
 				b.StopTimer()
+				b.ReportMetric(float64((cpuTime()-cpu).Microseconds())/tasks, "cpu-us/placement")
 				b.ReportMetric(tasks/at[10].Sub(at[0]).Seconds(), "placements/s")
 				b.ReportMetric(tasks/10/at[1].Sub(at[0]).Seconds(), "first-10000/s")
 				b.ReportMetric(tasks/10/at[10].Sub(at[9]).Seconds(), "last-10000/s")
@@ -392,7 +393,7 @@ func BenchmarkStatusUpdates(b *testing.B) {
 		}
 		<-started
 		runtime.ReadMemStats(&before)
-		begun := time.Now()
+		begun, cpu := time.Now(), cpuTime()
 		b.StartTimer()
 		begin.Store(true)
 		for _, a := range s.agents {
@@ -407,6 +408,7 @@ func BenchmarkStatusUpdates(b *testing.B) {
 		<-done
 		b.StopTimer()
 		took := time.Since(begun)
+		b.ReportMetric(float64((cpuTime()-cpu).Microseconds())/updates, "cpu-us/update")
 		runtime.ReadMemStats(&after)
 		runtime.GC()
 		runtime.ReadMemStats(&kept)
