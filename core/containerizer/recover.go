@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -251,9 +250,8 @@ func (c *Containerizer) readopt(ctx context.Context, ct *container) {
 	}
 	if phase == containerv1.Checkpoint_CREATED {
 		// Isolated it is, since its intent is gone, and its process had been told to go, or was about to be. Telling it
-		// once more is harmless; that it has ended is found by watching, and so is how, if its command was not there. A
-		// runtime that holds a process by a file has none of it any more once the process was let go.
-		if err := start(ctx, h); err != nil && !errors.Is(err, launcher.ErrEnded) && !errors.Is(err, os.ErrNotExist) {
+		// once more is harmless; that it has ended is found by watching, and so is how, if its command was not there.
+		if err := start(ctx, h); err != nil && !errors.Is(err, launcher.ErrEnded) {
 			c.endUnwatched(ctx, ct, &containerv1.Termination{
 				State:   mesosv1.TaskState_TASK_FAILED.String(),
 				Reason:  mesosv1.TaskStatus_REASON_CONTAINER_LAUNCH_FAILED.String(),

@@ -110,7 +110,8 @@ type Handle interface {
 	// Cgroups maps each controller to the absolute path of the container's cgroup; the name is
 	// empty on version 2. Empty when the container has no cgroup.
 	Cgroups() map[string]string
-	// Start lets the process go and returns when the command is being executed. That a command
+	// Start lets the process go and returns when the command is being executed; one that was let go before, also by an
+	// earlier agent, stays as it is. That a command
 	// cannot be executed is an error of Start, or, where the runtime looks earlier, of Create.
 	Start(ctx context.Context) error
 	// Wait returns the wait(2) status of the first process when it ended; known is false when

@@ -17,6 +17,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -237,7 +238,11 @@ func (l *Launcher) options(runDir, id string, o *own) supervised.Options {
 			if err != nil {
 				return fmt.Errorf("%w: %w", launcher.ErrEnded, err)
 			}
-			if err := releaseFifo(ctx, fifoFile(runDir, id), ended); err != nil {
+			err = releaseFifo(ctx, fifoFile(runDir, id), ended)
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // let go before, perhaps by an agent that died before it could say so
+			}
+			if err != nil {
 				return err
 			}
 			return awaitExec(ctx, exe, held, ended)
