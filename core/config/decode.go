@@ -82,8 +82,17 @@ func (d *decoder) attributes(into any, attributes hcl.Attributes) {
 	}
 }
 
-// assign converts a value to the type of a field and checks it.
+// assign converts a value to the type of a field and checks it. A field that points to its value tells what was not said
+// from what is zero.
 func assign(field reflect.Value, v cty.Value, tag reflect.StructTag) error {
+	if field.Kind() == reflect.Pointer {
+		to := reflect.New(field.Type().Elem())
+		if err := assign(to.Elem(), v, tag); err != nil {
+			return err
+		}
+		field.Set(to)
+		return nil
+	}
 	switch into := field.Addr().Interface().(type) {
 	case *time.Duration:
 		d, err := checkDuration(v, tag)
@@ -91,12 +100,6 @@ func assign(field reflect.Value, v cty.Value, tag reflect.StructTag) error {
 			return err
 		}
 		*into = d
-	case **time.Duration:
-		d, err := checkDuration(v, tag)
-		if err != nil {
-			return err
-		}
-		*into = &d
 	case *Bytes:
 		n, err := toBytes(v)
 		if err != nil {
@@ -135,12 +138,6 @@ func assign(field reflect.Value, v cty.Value, tag reflect.StructTag) error {
 			return err
 		}
 		*into = b
-	case **bool:
-		b, err := toBool(v)
-		if err != nil {
-			return err
-		}
-		*into = &b
 	case *int:
 		n, err := toWhole(v)
 		if err != nil {

@@ -29,10 +29,18 @@ type Master struct {
 	// Greatest part of a former master's agents that may fail to return before the master stops instead.
 	RecoveryAgentRemovalLimit float64 `name:"recovery_agent_removal_limit" min:"0" max:"1"`
 
-	MaxCompletedFrameworks          int `name:"max_completed_frameworks" min:"0"`
-	MaxCompletedTasksPerFramework   int `name:"max_completed_tasks_per_framework" min:"0"`
-	MaxUnreachableTasksPerFramework int `name:"max_unreachable_tasks_per_framework" min:"0"`
+	// How much of the past is known; 0 is nothing, nil if not said.
+	MaxCompletedFrameworks          *int `name:"max_completed_frameworks" min:"0"`
+	MaxCompletedTasksPerFramework   *int `name:"max_completed_tasks_per_framework" min:"0"`
+	MaxUnreachableTasksPerFramework *int `name:"max_unreachable_tasks_per_framework" min:"0"`
 
+	// Agents that left: how often they are looked through, how long and how many of them are known.
+	RegistryGCInterval time.Duration `name:"registry_gc_interval" min:"1s"`
+	RegistryMaxAge     time.Duration `name:"registry_max_agent_age" min:"1s"`
+	RegistryMaxAgents  int           `name:"registry_max_agent_count" min:"1"`
+
+	// Whether frameworks that are slow to refuse all they are offered go behind the others; nil if not said.
+	DemoteRefusers *bool `name:"demote_refusers"`
 	// How roles, and frameworks within a role, are put in line.
 	RoleSorter      string `name:"role_sorter" oneof:"drf,random"`
 	FrameworkSorter string `name:"framework_sorter" oneof:"drf,random"`
@@ -115,6 +123,9 @@ type Agent struct {
 	// them earlier.
 	GCDelay        time.Duration `name:"gc_delay" min:"0s"`
 	GCDiskHeadroom float64       `name:"gc_disk_headroom" min:"0" max:"1"`
+
+	// Ended executors of each framework that are known; 0 is none, nil if not said.
+	MaxCompletedExecutors *int `name:"max_completed_executors_per_framework" min:"0"`
 
 	// Cache of downloaded URIs.
 	FetcherCacheSize Bytes `name:"fetcher_cache_size" min:"0"`

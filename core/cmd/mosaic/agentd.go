@@ -217,7 +217,8 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 		RecoveryTimeout: set.RecoveryTimeout, RegistrationBackoffMin: set.RegistrationBackoffMin, RegistrationBackoffMax: set.RegistrationBackoffMax,
 		OversubscribedResourcesInterval: set.OversubscribedResourcesInterval, QoSCorrectionInterval: set.QoSCorrectionInterval,
 		GCDelay: set.GCDelay, GCDiskHeadroom: set.GCDiskHeadroom, Domain: domainOf(set.Region, set.Zone), Pause: []string{pause, "pause"},
-		Version: versionInfo(), Flags: map[string]string{"work_dir": workDir, "port": strconv.Itoa(port), "config": o.config},
+		MaxCompletedExecutors: zeroIsNone(set.MaxCompletedExecutors),
+		Version:               versionInfo(), Flags: map[string]string{"work_dir": workDir, "port": strconv.Itoa(port), "config": o.config},
 	}, deps)
 	if err != nil {
 		return err

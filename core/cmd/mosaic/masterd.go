@@ -135,12 +135,14 @@ func runMaster(ctx context.Context, o masterOptions, l net.Listener, log *slog.L
 	}
 	set := o.settings
 	m, err := master.New(master.Config{
-		AllocationInterval: set.AllocationInterval, OfferTimeout: lease(set.OfferTimeout), PingInterval: set.PingInterval,
+		AllocationInterval: set.AllocationInterval, OfferTimeout: zeroIsNone(set.OfferTimeout), PingInterval: set.PingInterval,
 		MaxPingTimeouts: set.MaxPingTimeouts, AgentReregisterTimeout: set.AgentReregisterTimeout,
 		RemovalInterval: set.AgentRemovalInterval, RecoveryRemovalLimit: set.RecoveryAgentRemovalLimit,
-		MaxCompletedFrameworks: set.MaxCompletedFrameworks, MaxCompletedTasksPerFramework: set.MaxCompletedTasksPerFramework,
-		MaxUnreachableTasksPerFramework: set.MaxUnreachableTasksPerFramework,
-		RoleSorter:                      set.RoleSorter, FrameworkSorter: set.FrameworkSorter, ShareExcluded: set.FairSharingExcluded,
+		MaxCompletedFrameworks: zeroIsNone(set.MaxCompletedFrameworks), MaxCompletedTasksPerFramework: zeroIsNone(set.MaxCompletedTasksPerFramework),
+		MaxUnreachableTasksPerFramework: zeroIsNone(set.MaxUnreachableTasksPerFramework),
+		RegistryGCInterval:              set.RegistryGCInterval, RegistryMaxAge: set.RegistryMaxAge, RegistryMaxAgents: set.RegistryMaxAgents,
+		KeepPlace:  isFalse(set.DemoteRefusers),
+		RoleSorter: set.RoleSorter, FrameworkSorter: set.FrameworkSorter, ShareExcluded: set.FairSharingExcluded,
 		NoFilterGPUResources: isFalse(set.FilterGPUResources), NoPerFrameworkMetrics: isFalse(set.PerFrameworkMetrics),
 		Domain: domainOf(set.Region, set.Zone), RequireAgentDomain: set.RequireAgentDomain, Roles: set.Roles, Whitelist: set.Whitelist,
 		NoRootSubmissions: isFalse(set.RootSubmissions),
@@ -167,8 +169,8 @@ func runMaster(ctx context.Context, o masterOptions, l net.Listener, log *slog.L
 // isFalse is for settings that are on unless said otherwise.
 func isFalse(setting *bool) bool { return setting != nil && !*setting }
 
-// lease is how long an offer may be kept: no end for 0, and the master's default when nothing is said.
-func lease(setting *time.Duration) time.Duration {
+// zeroIsNone is a setting as daemons take it: negative for 0, which is none, and 0, which is the default, when nothing is said.
+func zeroIsNone[T int | time.Duration](setting *T) T {
 	switch {
 	case setting == nil:
 		return 0
