@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a target needs and nothing more, by exact version or by Debian package name.
-#   tools/install.sh runc VERSION | gen | lint | test | long
+#   tools/install.sh runc VERSION | cni VERSION | gen | lint | test | long
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 tools=$root/.tools/bin
@@ -41,6 +41,17 @@ runc)
   echo "building runc $2"
   GOFLAGS= GOBIN=$root/bin go install -trimpath -ldflags '-s -w' -tags "$tags" "github.com/opencontainers/runc@$2"
   ;;
+cni)
+  # What masquerading and published ports are made with. Without either containers reach their own network only.
+  command -v nft >/dev/null || command -v iptables >/dev/null || debian nftables ||
+    echo "note: neither nft nor iptables: networks that masquerade or publish ports will refuse containers" >&2
+  echo "building CNI plugins $2"
+  plugins=()
+  for p in main/bridge main/loopback main/ptp main/macvlan main/ipvlan ipam/host-local ipam/static \
+    meta/portmap meta/bandwidth meta/firewall meta/tuning; do plugins+=("github.com/containernetworking/plugins/plugins/$p@$2"); done
+  mkdir -p "$root/bin/cni"
+  GOFLAGS= CGO_ENABLED=0 GOBIN=$root/bin/cni go install -trimpath -ldflags '-s -w' "${plugins[@]}"
+  ;;
 gen)
   debian protobuf-compiler
   goinstall protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
@@ -63,7 +74,7 @@ long)
   "$root/tools/vm/kernel.sh" >/dev/null
   ;;
 *)
-  echo "usage: $0 runc VERSION | gen | lint | test | long" >&2
+  echo "usage: $0 runc VERSION | cni VERSION | gen | lint | test | long" >&2
   exit 2
   ;;
 esac
