@@ -337,15 +337,21 @@ func (a *Agent) recoverGroups(c *change, e *executor, found map[ContainerID]*con
 		e.pid = cp.GetPid()
 	}
 	kept := e.framework.info.GetCheckpoint()
+	// Those that have a container come first: a task that was killed before it had one ends its group, and whoever is
+	// then not known to run would count as never launched, and its container would be nobody's.
 	for _, t := range e.sortedTasks() {
-		unit := t.executor
-		switch own := found[unit.container]; {
-		case terminal(t.state):
-		case cp == nil && own == nil && !kept && t.kill.IsZero():
+		if own := found[t.executor.container]; own != nil && !terminal(t.state) {
+			a.recoverCommand(c, t, own)
+		}
+	}
+	for _, t := range e.sortedTasks() {
+		switch unit := t.executor; {
+		case terminal(t.state) || found[unit.container] != nil:
+		case cp == nil && !kept && t.kill.IsZero():
 			unit.phase = phaseTerminated
 			a.update(c, t, a.restarted(e.framework))
 		default:
-			a.recoverCommand(c, t, own)
+			a.recoverCommand(c, t, nil)
 		}
 	}
 	switch {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -8,6 +9,7 @@ import (
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	clusterv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/cluster/v1"
+	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 )
 
 func TestChecksOfAGroupPauseWhileThereIsNoAgent(t *testing.T) {
@@ -74,6 +76,46 @@ func TestGroupsSurviveTheirAgent(t *testing.T) {
 		time.Sleep(2 * idleTime)
 		synctest.Wait()
 		if got := w.records(); len(got) != 0 || w.host.alive(w.root("a")) {
+			t.Errorf("the store holds %v at the end, want nothing", got)
+		}
+	})
+}
+
+func TestATaskKilledBeforeItsLaunchEndsItsGroupAfterARestart(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.master.autoAck = true
+		w.host.launches = func(ctx context.Context, c *containerv1.Container) error {
+			if c.GetTaskId() == "a" {
+				<-ctx.Done()
+				time.Sleep(time.Second) // in which the agent dies
+				return ctx.Err()
+			}
+			return nil
+		}
+		w.start()
+		w.launchGroup(checkpointed("F"), builtin("e"), command("a", "sleep"), command("b", "sleep"), command("c", "sleep"))
+		w.master.await(t, "b", mesosv1.TaskState_TASK_RUNNING)
+		w.master.await(t, "c", mesosv1.TaskState_TASK_RUNNING)
+		synctest.Wait()
+		w.kill("a")
+		synctest.Wait()
+		w.crash()
+		b, c := w.container("b"), w.container("c")
+		w.start()
+		w.master.await(t, "a", mesosv1.TaskState_TASK_KILLED)
+		for _, id := range []string{"b", "c"} {
+			if s := w.master.await(t, id, mesosv1.TaskState_TASK_KILLED).GetStatus(); s.GetMessage() != "Command terminated with signal Terminated" {
+				t.Errorf("status of %s = %v, want what it ended with", id, s)
+			}
+		}
+		time.Sleep(2 * idleTime)
+		synctest.Wait()
+		for _, id := range []string{b, c} {
+			if w.host.alive(id) {
+				t.Errorf("container %s outlives its task", id)
+			}
+		}
+		if got := w.records(); len(got) != 0 {
 			t.Errorf("the store holds %v at the end, want nothing", got)
 		}
 	})

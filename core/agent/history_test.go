@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,9 +20,16 @@ import (
 // Random lives of an agent: tasks come alone and in groups, end, fail to launch and are killed, the agent is killed and started again, the
 // master comes and goes, acknowledgements are lost. Whatever happens, each task that the agent once reported on has one
 // well-formed history with one end, and when all is over nothing is left, neither processes nor records.
+// MOSAIC_HISTORY_SEED is the first seed; the schedule of goroutines has a say beside it.
 func TestRandomHistoriesEndWell(t *testing.T) {
 	const lives, steps = 25, 60
 	base := uint64(time.Now().UnixNano())
+	if text := os.Getenv("MOSAIC_HISTORY_SEED"); text != "" {
+		var err error
+		if base, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatalf("MOSAIC_HISTORY_SEED: %v", err)
+		}
+	}
 	for i := range uint64(lives) {
 		seed := base + i
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
