@@ -157,19 +157,20 @@ done`)
 		}
 	}
 
-	// A busy loop at half a core: its processor time over its wall time.
+	// A busy loop that takes its time of the processor, however busy the machine is: it may not have it sooner.
 	r = mosaic(t, c, 0, "run", "--cpus", "0.5", "--mem", "64", "--shell", "--",
-		`s=$(date +%s%N); e=$((s+2000000000)); while [ $(date +%s%N) -lt $e ]; do i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; done
-dir=$(awk -F: '$2 ~ "(^|,)cpuacct(,|$)" {print $3}' /proc/self/cgroup)
-echo used $(cat /sys/fs/cgroup/cpuacct$dir/cpuacct.usage) wall $(( $(date +%s%N) - s ))`)
+		`dir=$(awk -F: '$2 ~ "(^|,)cpuacct(,|$)" {print $3}' /proc/self/cgroup)
+f=/sys/fs/cgroup/cpuacct$dir/cpuacct.usage; s=$(date +%s%N)
+while [ $(cat $f) -lt 900000000 ]; do i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; done
+echo used $(cat $f) wall $(( $(date +%s%N) - s ))`)
 	f := strings.Fields(r.Stdout)
 	if len(f) != 4 {
 		t.Fatalf("busy loop printed %q", r.Stdout)
 	}
 	used, _ := strconv.ParseFloat(f[1], 64)
 	wall, _ := strconv.ParseFloat(f[3], 64)
-	if share := used / wall; share > 0.6 || share < 0.25 {
-		t.Errorf("busy loop under 0.5 cpus used %.2f of a core, want about half of one", share)
+	if share := used / wall; share > 0.6 || share == 0 {
+		t.Errorf("busy loop under 0.5 cpus used %.2f of a core, want half of one at most", share)
 	}
 }
 

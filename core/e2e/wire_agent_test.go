@@ -238,7 +238,9 @@ func (p *peer) output(ok func(stdout, stderr string) bool) (stdout, stderr strin
 			if !open {
 				p.t.Fatalf("the output ended with %q and %q", out.String(), errs.String())
 			}
-			observe(p.t, "agent", "event", fmt.Sprint(e["type"]), p.media, 0)
+			if e["type"] == "DATA" {
+				observe(p.t, "agent", "event", "DATA", p.media, 0)
+			}
 			data, err := base64.StdEncoding.DecodeString(fmt.Sprint(dig(e, "data", "data")))
 			switch {
 			case dig(e, "type") != "DATA":

@@ -74,6 +74,7 @@ var unshown = map[sighting]string{
 	{"executor", "event", "HEARTBEAT"}: "sent each 30 min; the interval is tested in core/api",
 	{"master", "event", "UNKNOWN"}:     "never sent",
 	{"agent", "event", "UNKNOWN"}:      "never sent",
+	{"agent", "event", "CONTROL"}:      "a heartbeat each 30 s; the interval is tested in core/api",
 }
 
 // compatibility is docs/compatibility.md.
