@@ -1,7 +1,9 @@
 package allocator
 
 import (
+	"cmp"
 	"slices"
+	"strings"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	"github.com/mosaic-cluster/mosaic/sdk/resources"
@@ -133,7 +135,10 @@ func (a *Allocator) AddAgent(id string, info *mesosv1.AgentInfo, capabilities []
 	}
 	a.agents[id] = ag
 	a.agentList = append(a.agentList, ag)
-	a.byName = nil
+	if a.byName != nil {
+		at, _ := slices.BinarySearchFunc(a.byName, ag, compareNames)
+		a.byName = slices.Insert(a.byName, at, ag)
+	}
 	for _, frameworkID := range sortedKeys(used) {
 		if used[frameworkID].Empty() {
 			continue
@@ -142,6 +147,11 @@ func (a *Allocator) AddAgent(id string, info *mesosv1.AgentInfo, capabilities []
 		a.charge(ag, fw, fw.withRole(used[frameworkID]))
 	}
 	a.setTotal(ag, total)
+}
+
+// compareNames orders agents by host name.
+func compareNames(a, b *agent) int {
+	return cmp.Or(strings.Compare(a.hostname, b.hostname), strings.Compare(a.id, b.id))
 }
 
 // hash is FNV-1a.
@@ -174,7 +184,9 @@ func (a *Allocator) RemoveAgent(id string) {
 		}
 	}
 	ag.removed = true
-	a.byName = nil
+	if at, yes := slices.BinarySearchFunc(a.byName, ag, compareNames); yes {
+		a.byName = slices.Delete(a.byName, at, at+1)
+	}
 	a.recount(ag)
 	delete(a.agents, id)
 	last := a.agentList[len(a.agentList)-1]

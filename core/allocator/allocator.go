@@ -90,7 +90,7 @@ type Allocator struct {
 
 	agents    map[string]*agent
 	agentList []*agent // same agents, in an order that depends on the history only
-	byName    []*agent // same agents by host name; nil when it must be made anew: see Explain
+	byName    []*agent // same agents by host name; nil until Explain asks for it
 	dirty     []*agent // those to look at in the next cycle; may hold removed ones
 	all       bool     // look at all agents of which something is free in the next cycle
 	fresh     bitset   // clients to be asked anew about all agents

@@ -131,17 +131,10 @@ func (x *explainer) prepareNeeds() {
 	for _, n := range x.needs {
 		x.out.Need[n.name] = float64(n.milli) / 1000
 	}
-	x.largest = make(map[string]int64)
-	var found []have
-	for _, ag := range x.agents {
-		found = x.count(found[:0], nil, ag)
-		for i, n := range x.needs {
-			x.largest[n.name] = max(x.largest[n.name], found[i].all)
-		}
-	}
+	x.largest = make([]int64, len(x.needs))
 }
 
-// count appends what an agent has of each thing that is needed, for a client; nil asks for all only.
+// count appends what an agent has of each thing that is needed, for a client.
 func (x *explainer) count(out []have, c *client, ag *agent) []have {
 	for range x.needs {
 		out = append(out, have{})
@@ -173,13 +166,10 @@ func (x *explainer) count(out []have, c *client, ag *agent) []have {
 			return
 		}
 		h.all += amount
-		if c != nil && own(e) {
+		if own(e) {
 			h.mine += amount
 		}
 	})
-	if c == nil {
-		return out
-	}
 	fw := c.framework
 	each(ag.free, func(h *have, e *resources.Entry, amount int64) {
 		switch {
@@ -259,6 +249,7 @@ func (x *explainer) amounts(c *client, ag *agent, s []step) []step {
 	x.haves = x.count(x.haves[:0], c, ag)
 	refined := false
 	for i, n := range x.needs {
+		x.largest[i] = max(x.largest[i], x.haves[i].all)
 		if h := &x.haves[i]; h.free < n.milli && h.free+h.refined >= n.milli {
 			refined = true
 		}
@@ -462,7 +453,7 @@ func (x *explainer) stepText(k *change, s step) string {
 	case StepUpgrade:
 		return "bring the agent up to a version that knows roles of this form"
 	case StepLarger:
-		if most := x.largest[s.name]; most > s.total {
+		if most := x.mostOf(s.name); most > s.total {
 			return fmt.Sprintf("have an agent with %s more of %s than this one, which has %s; the largest has %s",
 				amount(s.amount), s.name, amount(s.total), amount(most))
 		}
@@ -472,6 +463,12 @@ func (x *explainer) stepText(k *change, s step) string {
 		return fmt.Sprintf("have an agent with %s more of %s: none has more than %s", amount(s.amount), s.name, amount(s.total))
 	}
 	return string(s.code)
+}
+
+// mostOf is how much of something that is needed the largest agent has. Whoever is asked about first looks at all agents.
+func (x *explainer) mostOf(name string) int64 {
+	i := slices.IndexFunc(x.needs, func(n requirement) bool { return n.name == name })
+	return x.largest[i]
 }
 
 // mostlyHeld says who has most of a resource of an agent.

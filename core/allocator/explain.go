@@ -118,8 +118,8 @@ const (
 
 const (
 	defaultExamples = 3
-	// maxPairs bounds the agents times frameworks that are looked at for one answer: a few
-	// milliseconds. One framework is always looked at.
+	// maxPairs bounds the agents times frameworks that are looked at for one answer. One framework
+	// is always looked at: with 10,000 agents that takes about 10 ms, and a second one 3 ms more.
 	maxPairs    = 20_000
 	maxAsked    = 200 // frameworks in an answer
 	maxHolders  = 5
@@ -137,8 +137,8 @@ type explainer struct {
 	headroom *headroom // nil if there are no quotas
 	limits   *headroom // one under which only limits bind
 	turns    map[*client]int
-	deserted bool             // no framework is in the role that is asked about
-	largest  map[string]int64 // of each resource that is needed, the most that an agent has
+	deserted bool    // no framework is in the role that is asked about
+	largest  []int64 // of each of needs, the most that an agent has
 
 	out     Explanation
 	top     []Holder // of agents of which nothing is free; nil until asked
@@ -157,9 +157,7 @@ func (a *Allocator) Explain(q Question, now time.Time) Explanation {
 	}
 	if a.byName == nil {
 		a.byName = slices.Clone(a.agentList)
-		slices.SortFunc(a.byName, func(a, b *agent) int {
-			return cmp.Or(strings.Compare(a.hostname, b.hostname), strings.Compare(a.id, b.id))
-		})
+		slices.SortFunc(a.byName, compareNames)
 	}
 	x := &explainer{Allocator: a, now: now, question: q, agents: a.byName, fits: make(map[*agent]bool)}
 	x.out.Agents = len(x.agents)
@@ -178,10 +176,7 @@ func (a *Allocator) Explain(q Question, now time.Time) Explanation {
 	if over := len(clients) - maxAsked; over > 0 {
 		x.out.More, clients = over, clients[:maxAsked]
 	}
-	x.out.Asked = make([]Subject, 0, len(clients))
-	for i, c := range clients {
-		x.out.Asked = append(x.out.Asked, x.subject(c, i == 0 || (i+1)*len(x.agents) <= maxPairs))
-	}
+	x.out.Asked = x.subjects(clients)
 	x.finish()
 	return x.out
 }
@@ -292,21 +287,34 @@ func (a *Allocator) quantities(v vector) resources.Quantities {
 	return q
 }
 
-// subject says what holds for one client.
-func (x *explainer) subject(c *client, examine bool) Subject {
-	s := Subject{FrameworkID: c.framework.id, Role: c.role.name, Share: x.dominant(c.alloc), Turn: x.turns[c], Examined: examine}
-	g := &reasons{explainer: x, client: c}
-	g.general()
-	if examine && (c.framework.known || !c.imagined) {
-		for _, ag := range x.agents {
+// subjects says what holds for each client. Agents are looked at by agents, not by clients: what costs time is to
+// fetch them from memory.
+func (x *explainer) subjects(clients []*client) []Subject {
+	out := make([]Subject, len(clients))
+	all := make([]reasons, len(clients))
+	var examined []int
+	for i, c := range clients {
+		examine := i == 0 || (i+1)*len(x.agents) <= maxPairs
+		out[i] = Subject{FrameworkID: c.framework.id, Role: c.role.name, Share: x.dominant(c.alloc), Turn: x.turns[c], Examined: examine}
+		all[i] = reasons{explainer: x, client: c}
+		all[i].general()
+		if examine && (c.framework.known || !c.imagined) {
+			examined = append(examined, i)
+		}
+	}
+	for _, ag := range x.agents {
+		for _, i := range examined {
+			g := &all[i]
 			if g.agent(ag) && len(g.found) == 0 {
-				s.Offerable++
+				out[i].Offerable++
 			}
 			if len(x.needs) > 0 {
-				x.consider(c, ag, g.found)
+				x.consider(g.client, ag, g.found)
 			}
 		}
 	}
-	s.Reasons = g.sorted()
-	return s
+	for i := range all {
+		out[i].Reasons = all[i].sorted()
+	}
+	return out
 }

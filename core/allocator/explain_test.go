@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -23,6 +24,9 @@ func TestExplanationsAgreeWithWhatIsOffered(t *testing.T) {
 				continue
 			}
 			h.expireFilters(h.now)
+			if !slices.IsSortedFunc(h.byName, compareNames) || h.byName != nil && len(h.byName) != len(h.agentList) {
+				t.Fatalf("step %d: %d agents by name, of %d, or they are not in order", step, len(h.byName), len(h.agentList))
+			}
 			for _, id := range h.frameworks {
 				e := h.Explain(Question{FrameworkID: id, Examples: 1000}, h.now)
 				for _, s := range e.Asked {

@@ -7,19 +7,36 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"time"
 )
 
-// download writes what the URL brings to w and returns its length. size, if given, is told the length before the
-// first byte if the server says it (else -1); its error ends the download.
-func (f *Fetcher) download(ctx context.Context, u *url.URL, w io.Writer, size func(int64) error) (int64, error) {
+// redirected says whether a download may go where it is sent on to.
+func (f *Fetcher) redirected(to *http.Request, via []*http.Request) error {
+	from := via[len(via)-1].URL.Scheme
+	switch {
+	case f.cfg.Redirects < 0:
+		return fmt.Errorf("server redirects to %s, and this agent follows none", to.URL.Redacted())
+	case len(via) > f.cfg.Redirects:
+		return fmt.Errorf("more than %d redirects", f.cfg.Redirects)
+	case from == "https" && to.URL.Scheme != "https":
+		return fmt.Errorf("server redirects from https to %s", to.URL.Redacted())
+	case to.URL.Scheme != "http" && to.URL.Scheme != "https" || !slices.Contains(f.cfg.Schemes, to.URL.Scheme):
+		return fmt.Errorf("server redirects to %s, by which this agent fetches nothing", to.URL.Redacted())
+	}
+	return nil
+}
+
+// download writes what the item's URL brings to w and returns its length. size, if given, is told the length before the
+// first byte if the server says it (else -1); its error ends the download. tell is told how far it is, often.
+func (f *Fetcher) download(ctx context.Context, i item, w io.Writer, size func(int64) error, tell func(n, of int64)) (int64, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stall := time.AfterFunc(f.cfg.StallTimeout, func() {
 		cancel(fmt.Errorf("nothing came for %s", f.cfg.StallTimeout))
 	})
 	defer stall.Stop()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, i.url.String(), nil)
 	if err != nil {
 		return 0, errors.New("malformed URI")
 	}
@@ -41,11 +58,12 @@ func (f *Fetcher) download(ctx context.Context, u *url.URL, w io.Writer, size fu
 		}
 	}
 	body := &reader{ctx: ctx, r: resp.Body, left: f.cfg.MaxSize, bounded: true}
-	n, err := io.Copy(w, &restarting{r: body, timer: stall, after: f.cfg.StallTimeout})
+	c := i.sum.check(w)
+	n, err := io.Copy(c, &restarting{r: body, timer: stall, after: f.cfg.StallTimeout, of: resp.ContentLength, tell: tell})
 	if err != nil {
 		return n, reason(ctx, err)
 	}
-	return n, nil
+	return n, c.done()
 }
 
 // reason prefers the cause of a context that ended to what the HTTP client makes of it, whose text would also repeat
@@ -61,17 +79,21 @@ func reason(ctx context.Context, err error) error {
 	return err
 }
 
-// restarting winds a timer up with each read that brought something.
+// restarting winds a timer up with each read that brought something, and tells of it.
 type restarting struct {
 	r     io.Reader
 	timer *time.Timer
 	after time.Duration
+	n, of int64
+	tell  func(n, of int64)
 }
 
 func (r *restarting) Read(b []byte) (int, error) {
 	n, err := r.r.Read(b)
 	if n > 0 {
 		r.timer.Reset(r.after)
+		r.n += int64(n)
+		r.tell(r.n, r.of)
 	}
 	return n, err
 }

@@ -8,13 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path"
 	"path/filepath"
 	"strings"
 
 	"github.com/klauspost/compress/gzip"
-	"github.com/ulikunitz/xz"
+	"github.com/klauspost/compress/zstd"
 )
 
 // format is how a file is packed.
@@ -26,6 +27,7 @@ const (
 	formatTarGzip
 	formatTarBzip2
 	formatTarXz
+	formatTarZstd
 	formatZip
 	formatGzip
 )
@@ -38,6 +40,7 @@ var formats = []struct {
 	{".tar.gz", formatTarGzip}, {".tgz", formatTarGzip},
 	{".tar.bz2", formatTarBzip2}, {".tbz2", formatTarBzip2},
 	{".tar.xz", formatTarXz}, {".txz", formatTarXz},
+	{".tar.zst", formatTarZstd}, {".tzst", formatTarZstd}, // beyond Mesos
 	{".tar", formatTar}, {".zip", formatZip}, {".gz", formatGzip},
 }
 
@@ -50,102 +53,118 @@ func formatOf(name string) format {
 	return formatNone
 }
 
-// maxXzDictionary bounds what an .xz may make us hold in memory; xz -9 asks for 64 MiB.
-const maxXzDictionary = 128 << 20
+// Bounds of what one archive may be. Nobody packs such a tree by hand; whoever comes near them wants to fill a disk, an
+// inode table, or the memory of an agent.
+const (
+	// maxEntries: a million empty files is a full inode table.
+	maxEntries = 1_000_000
+	// maxName is the longest path that the kernel takes at once, and maxDepth how many folders it may have.
+	maxName, maxDepth = 4096, 256
+	// maxZipDirectory bounds the list of a .zip, which is held in memory, at several times its size.
+	maxZipDirectory = 32 << 20
+	// maxZstdWindow is to .zst what maxXzDictionary is to .xz; zstd --ultra -22 asks for 128 MiB.
+	maxZstdWindow = 128 << 20
+	// freeOfRatio is how much may come out of an archive however small it is. Beyond, MaxRatio counts.
+	freeOfRatio = 1 << 30
+)
 
 // extract unpacks in into the folder of the item.
 func (f *Fetcher) extract(ctx context.Context, root *os.Root, i item, in *os.File) error {
-	stream := io.Reader(&reader{ctx: ctx, r: in})
-	u := &unpacker{root: root, dir: path.Dir(i.name), left: f.cfg.MaxSize}
-	err := func() error {
-		switch i.extract {
-		case formatTar:
-			return u.tar(stream)
-		case formatTarGzip, formatGzip:
-			z, err := gzip.NewReader(stream)
-			if err != nil {
-				return err
-			}
-			if i.extract == formatGzip {
-				return u.file(strings.TrimSuffix(path.Base(i.name), ".gz"), 0o644, z)
-			}
-			return u.tar(z)
-		case formatTarBzip2:
-			return u.tar(bzip2.NewReader(stream))
-		case formatTarXz:
-			if err := checkXz(in); err != nil {
-				return err
-			}
-			x, err := xz.NewReader(stream)
-			if err != nil {
-				return err
-			}
-			return u.tar(x)
-		case formatZip:
-			info, err := in.Stat()
-			if err != nil {
-				return err
-			}
-			return u.zip(ctx, in, info.Size())
-		}
-		return nil
-	}()
+	ctx, cancel := context.WithTimeoutCause(ctx, f.cfg.ExtractTimeout, fmt.Errorf("takes longer than %s", f.cfg.ExtractTimeout))
+	defer cancel()
+	info, err := in.Stat()
 	if err != nil {
+		return err
+	}
+	u := &unpacker{ctx: ctx, root: root, dir: path.Dir(i.name), links: map[string]bool{}, left: f.allowed(info.Size())}
+	if err := u.unpack(i, in, info.Size()); err != nil {
 		return fmt.Errorf("extract: %w", err)
 	}
 	return nil
 }
 
-// checkXz refuses a first block that wants a dictionary beyond our bound, before the decoder sets it up. Layout of
-// stream and block header: the .xz file format 1.2.1, sections 2.1.1 and 3.1.
-func checkXz(in *os.File) error {
-	var b [12 + 64]byte
-	n, err := in.ReadAt(b[:], 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return err
+// allowed is how much may come out of an archive of size bytes.
+func (f *Fetcher) allowed(size int64) int64 {
+	if size > (f.cfg.MaxSize-freeOfRatio)/f.cfg.MaxRatio {
+		return f.cfg.MaxSize
 	}
-	if n < 12+8 {
-		return errors.New("xz: too short")
-	}
-	h := b[12:n]
-	if h[0] == 0 { // no block at all, but the index
-		return nil
-	}
-	at, flags := 2, h[1]
-	for range int(flags>>6&1) + int(flags>>7) { // optional sizes, in the variable-length form
-		for at < len(h) && h[at]&0x80 != 0 {
-			at++
+	return min(f.cfg.MaxSize, freeOfRatio+size*f.cfg.MaxRatio)
+}
+
+func (u *unpacker) unpack(i item, in *os.File, size int64) error {
+	stream := io.Reader(&reader{ctx: u.ctx, r: in})
+	switch i.extract {
+	case formatTar:
+		return u.tar(stream)
+	case formatTarGzip, formatGzip:
+		z, err := gzip.NewReader(stream)
+		if err != nil {
+			return err
 		}
-		at++
-	}
-	if flags&3 != 0 || at+2 >= len(h) || h[at] != 0x21 || h[at+1] != 1 {
-		return errors.New("xz: want LZMA2 as the only filter")
-	}
-	bits := h[at+2]
-	if bits > 40 || (2|uint64(bits&1))<<(bits/2+11) > maxXzDictionary {
-		return fmt.Errorf("xz: dictionary is larger than %d bytes", maxXzDictionary)
+		if i.extract == formatGzip {
+			return u.file(strings.TrimSuffix(path.Base(i.name), ".gz"), 0o644, z)
+		}
+		return u.tar(z)
+	case formatTarBzip2:
+		return u.tar(bzip2.NewReader(stream))
+	case formatTarXz:
+		x, err := newXzReader(stream)
+		if err != nil {
+			return err
+		}
+		return u.tar(x)
+	case formatTarZstd:
+		z, err := zstd.NewReader(stream, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderLowmem(true))
+		if err != nil {
+			return err
+		}
+		defer z.Close()
+		return u.tar(z)
+	case formatZip:
+		return u.zip(in, size)
 	}
 	return nil
 }
 
 // unpacker writes entries below a folder of the sandbox, within bounds.
 type unpacker struct {
+	ctx     context.Context // of the one call that it lives for
 	root    *os.Root
 	dir     string
 	left    int64 // bytes still allowed
 	entries int
+	links   map[string]bool // symbolic links that the archive made
 }
 
-// place is where an entry goes. A leading slash is dropped, as tar does; anything that leads up is refused.
+// errThroughLink is an entry's whose path has a link of the same archive in it. Archives that other tools make of a
+// folder never have one: those that do, want to see it followed.
+var errThroughLink = errors.New("leads through a symbolic link of the archive")
+
+// place is where an entry goes. A leading slash is dropped, as tar does; anything that leads up or over a link of this
+// archive is refused. That no link in the file system leads out, whoever made it, is the root's to see to.
 func (u *unpacker) place(name string) (string, error) {
 	if u.entries++; u.entries > maxEntries {
 		return "", fmt.Errorf("more than %d entries", maxEntries)
 	}
+	if u.ctx.Err() != nil {
+		return "", context.Cause(u.ctx)
+	}
 	local := path.Clean(strings.TrimLeft(name, "/"))
+	if len(local) > maxName || strings.Count(local, "/") >= maxDepth {
+		return "", fmt.Errorf("entry %q...: want names of at most %d bytes and %d folders", local[:min(64, len(local))], maxName, maxDepth)
+	}
 	if !filepath.IsLocal(local) {
 		return "", fmt.Errorf("entry %q leads out of the sandbox", name)
 	}
-	return path.Join(u.dir, local), nil
+	at := path.Join(u.dir, local)
+	if len(u.links) > 0 {
+		for dir := path.Dir(at); dir != "."; dir = path.Dir(dir) {
+			if u.links[dir] {
+				return "", fmt.Errorf("entry %q %w", name, errThroughLink)
+			}
+		}
+	}
+	return at, nil
 }
 
 func (u *unpacker) tar(r io.Reader) error {
@@ -162,7 +181,10 @@ func (u *unpacker) tar(r io.Reader) error {
 		switch h.Typeflag {
 		case tar.TypeDir:
 			err = u.folder(h.Name, mode)
-		case tar.TypeReg:
+		case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
+			if h.Size > u.left { // said before a byte of it is written; one full of holes is only a few bytes here
+				return fmt.Errorf("entry %q of %d bytes: %w", h.Name, h.Size, errTooLarge)
+			}
 			err = u.file(h.Name, mode, t)
 		case tar.TypeSymlink:
 			err = u.symlink(h.Name, h.Linkname)
@@ -178,14 +200,16 @@ func (u *unpacker) tar(r io.Reader) error {
 	}
 }
 
-func (u *unpacker) zip(ctx context.Context, in io.ReaderAt, size int64) error {
-	z, err := zip.NewReader(in, size)
+func (u *unpacker) zip(in io.ReaderAt, size int64) error {
+	limit := &boundedAt{in: in, left: maxZipDirectory}
+	z, err := zip.NewReader(limit, size)
 	if err != nil {
 		return err
 	}
+	limit.left = math.MaxInt64 // the rest is not held
 	for _, e := range z.File {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
+		if e.UncompressedSize64 > uint64(u.left) {
+			return fmt.Errorf("entry %q of %d bytes: %w", e.Name, e.UncompressedSize64, errTooLarge)
 		}
 		mode := e.Mode()
 		if mode.IsDir() || strings.HasSuffix(e.Name, "/") {
@@ -211,13 +235,26 @@ func (u *unpacker) zip(ctx context.Context, in io.ReaderAt, size int64) error {
 			if perm == 0 { // made on a system without modes
 				perm = 0o644
 			}
-			err = u.file(e.Name, perm, &reader{ctx: ctx, r: r})
+			err = u.file(e.Name, perm, r)
 		}
 		if err = errors.Join(err, r.Close()); err != nil {
 			return fmt.Errorf("entry %q: %w", e.Name, err)
 		}
 	}
 	return nil
+}
+
+// boundedAt gives so many bytes and no more.
+type boundedAt struct {
+	in   io.ReaderAt
+	left int64
+}
+
+func (b *boundedAt) ReadAt(p []byte, off int64) (int, error) {
+	if b.left -= int64(len(p)); b.left < 0 {
+		return 0, fmt.Errorf("zip: its list of entries is larger than %d bytes", maxZipDirectory)
+	}
+	return b.in.ReadAt(p, off)
 }
 
 func (u *unpacker) file(name string, mode os.FileMode, r io.Reader) error {
@@ -229,9 +266,10 @@ func (u *unpacker) file(name string, mode os.FileMode, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	n, err := io.Copy(out, io.LimitReader(r, u.left+1))
+	delete(u.links, at)
+	n, err := io.Copy(out, io.LimitReader(&reader{ctx: u.ctx, r: r}, u.left+1))
 	if u.left -= n; u.left < 0 {
-		err = errTooLarge
+		err = fmt.Errorf("entry %q: %w", name, errTooLarge)
 	}
 	return errors.Join(err, out.Chmod(mode), out.Close())
 }
@@ -240,6 +278,9 @@ func (u *unpacker) folder(name string, mode os.FileMode) error {
 	at, err := u.place(name)
 	if err != nil {
 		return err
+	}
+	if u.links[at] {
+		return fmt.Errorf("entry %q %w", name, errThroughLink)
 	}
 	if err := u.root.MkdirAll(at, 0o755); err != nil {
 		return err
@@ -258,6 +299,7 @@ func (u *unpacker) symlink(name, target string) error {
 	if err := u.clear(at); err != nil {
 		return err
 	}
+	u.links[at] = true
 	// Where it points is the task's own affair: we never follow it out of the sandbox.
 	return u.root.Symlink(target, at)
 }
@@ -271,8 +313,16 @@ func (u *unpacker) link(name, target string) error {
 	if err != nil {
 		return err
 	}
+	if from == at {
+		return fmt.Errorf("entry %q is a link to itself", name)
+	}
 	if err := u.clear(at); err != nil {
 		return err
+	}
+	if u.links[from] {
+		u.links[at] = true // the link itself has two names now
+	} else {
+		delete(u.links, at)
 	}
 	return u.root.Link(from, at)
 }

@@ -1,9 +1,10 @@
 // Package fetcher brings what a command's URIs name into its sandbox: by http and https, and from files of this
-// machine, unpacked and made executable as asked.
+// machine, checked, unpacked and made executable as asked.
 //
 // It promises that nothing is read from this machine or written to the sandbox with more rights than the container's
-// user has, that no name in a URI or an archive leads out of the sandbox, and that a download that stalls, never ends
-// or grows without bound fails with its URI named. Downloads shared by several containers go through a cache that is
+// user has, that no name in a URI or an archive leads out of the sandbox, and that a download or an archive that
+// stalls, never ends or grows without bound fails with its URI named. A URI that ends in #sha256= or #sha512= and a
+// digest in hex brings exactly that, or fails. Downloads shared by several containers go through a cache that is
 // emptied with each start. When to fetch, and what a failure means, is the containerizer's.
 package fetcher
 
@@ -18,6 +19,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,8 +31,14 @@ const (
 	defaultStallTimeout = time.Minute
 	// defaultMaxSize bounds one file, downloaded or unpacked; larger ones belong on a volume.
 	defaultMaxSize = 64 << 30
-	// maxEntries bounds what one archive may unpack to: a million empty files is a full inode table.
-	maxEntries = 1_000_000
+	// defaultMaxRatio is what only files of one repeated byte reach; text and programs stay below 20.
+	defaultMaxRatio = 200
+	// defaultExtractTimeout unpacks 64 GiB at 70 MB/s.
+	defaultExtractTimeout = 15 * time.Minute
+	// defaultRedirects is what browsers and curl --location stop at, or earlier.
+	defaultRedirects = 10
+	// tellEvery is the time between two words on a download that goes on.
+	tellEvery = 10 * time.Second
 )
 
 // Config is what a fetcher is made of.
@@ -43,6 +51,16 @@ type Config struct {
 	StallTimeout time.Duration
 	// Bytes that one URI may bring, downloaded and unpacked each. Default 64 GiB.
 	MaxSize int64
+	// Bytes that may come out for each byte of an archive, beyond the first GiB. Default 200.
+	MaxRatio int64
+	// How long unpacking one archive may take. Default 15 minutes.
+	ExtractTimeout time.Duration
+	// Schemes that tasks may use, of http, https and file, which is absolute paths too. Default: all three. The way on
+	// from a redirect is bound by it as well.
+	Schemes []string
+	// How many redirects a download may follow; negative: none. Default 10. Whatever it is, none leads from https to
+	// http.
+	Redirects int
 	// Default: http.DefaultTransport's settings.
 	Transport http.RoundTripper
 	// Default: discarded.
@@ -60,10 +78,19 @@ type Request struct {
 	URIs []*mesosv1.CommandInfo_URI
 	// Absolute; exists and belongs to the user.
 	Sandbox string
+	// Optional. Opens the sandbox, for one that lies in folders which tasks may move or replace by links meanwhile.
+	Open func() (*os.Root, error)
 	// Whose cached downloads may be used: the name of the user.
 	CacheKey string
 	// nil: whoever the agent is.
 	User *User
+}
+
+func (r *Request) open() (*os.Root, error) {
+	if r.Open != nil {
+		return r.Open()
+	}
+	return os.OpenRoot(r.Sandbox)
 }
 
 // A Fetcher fetches for all containers of an agent. Its methods may be called at the same time.
@@ -75,6 +102,7 @@ type Fetcher struct {
 
 // New makes a fetcher and empties its cache.
 func New(cfg Config) (*Fetcher, error) {
+	known := []string{"http", "https", "file"}
 	if cfg.CacheSize <= 0 {
 		cfg.CacheSize = defaultCacheSize
 	}
@@ -83,6 +111,23 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	if cfg.MaxSize <= 0 {
 		cfg.MaxSize = defaultMaxSize
+	}
+	if cfg.MaxRatio <= 0 {
+		cfg.MaxRatio = defaultMaxRatio
+	}
+	if cfg.ExtractTimeout <= 0 {
+		cfg.ExtractTimeout = defaultExtractTimeout
+	}
+	if cfg.Redirects == 0 {
+		cfg.Redirects = defaultRedirects
+	}
+	if len(cfg.Schemes) == 0 {
+		cfg.Schemes = known
+	}
+	for _, s := range cfg.Schemes {
+		if !slices.Contains(known, s) {
+			return nil, fmt.Errorf("fetcher: scheme %q: want some of %s", s, strings.Join(known, ", "))
+		}
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -93,7 +138,8 @@ func New(cfg Config) (*Fetcher, error) {
 		t.DisableCompression = true // a .gz must arrive as it is
 		cfg.Transport = t
 	}
-	f := &Fetcher{cfg: cfg, client: &http.Client{Transport: cfg.Transport}}
+	f := &Fetcher{cfg: cfg}
+	f.client = &http.Client{Transport: cfg.Transport, CheckRedirect: f.redirected}
 	if cfg.CacheDir != "" {
 		c, err := newCache(cfg.CacheDir, cfg.CacheSize)
 		if err != nil {
@@ -108,7 +154,7 @@ func New(cfg Config) (*Fetcher, error) {
 // sandbox, whose stderr tells what was done.
 func (f *Fetcher) Fetch(ctx context.Context, r Request) error {
 	for _, u := range r.URIs {
-		i, err := parse(u)
+		i, err := f.parse(u)
 		if err != nil {
 			return fmt.Errorf("%s: %w", redact(u.GetValue()), err)
 		}
@@ -128,25 +174,30 @@ type item struct {
 	shown      string // for people: without a password
 	url        *url.URL
 	file       string // path on this machine, instead of url
+	sum        digest
 	name       string // in the sandbox, relative
 	executable bool
 	extract    format
 	cache      bool
 }
 
-func parse(u *mesosv1.CommandInfo_URI) (item, error) {
+func (f *Fetcher) parse(u *mesosv1.CommandInfo_URI) (item, error) {
 	i := item{shown: redact(u.GetValue()), executable: u.GetExecutable(), cache: u.GetCache()}
-	value := strings.TrimSpace(u.GetValue())
-	var base string
+	value, sum, err := cutDigest(strings.TrimSpace(u.GetValue()))
+	if err != nil {
+		return i, err
+	}
+	i.sum = sum
+	scheme, base := "file", path.Base(value)
 	if filepath.IsAbs(value) {
-		i.file, base = filepath.Clean(value), path.Base(value)
+		i.file = filepath.Clean(value)
 	} else {
 		parsed, err := url.Parse(value)
 		if err != nil {
 			return i, errors.New("malformed URI")
 		}
-		base = path.Base(parsed.Path)
-		switch parsed.Scheme {
+		scheme, base = parsed.Scheme, path.Base(parsed.Path)
+		switch scheme {
 		case "http", "https":
 			if parsed.Host == "" {
 				return i, errors.New("URI without host")
@@ -158,8 +209,11 @@ func parse(u *mesosv1.CommandInfo_URI) (item, error) {
 			}
 			i.file = filepath.Clean(parsed.Path)
 		default:
-			return i, fmt.Errorf("scheme %q is not supported: want http, https, file or an absolute path", parsed.Scheme)
+			return i, fmt.Errorf("scheme %q is not supported: want http, https, file or an absolute path%s", scheme, instead(scheme))
 		}
+	}
+	if !slices.Contains(f.cfg.Schemes, scheme) {
+		return i, fmt.Errorf("this agent fetches nothing by %s, only by %s", scheme, strings.Join(f.cfg.Schemes, ", "))
 	}
 	i.name = base
 	if out := u.GetOutputFile(); out != "" {
@@ -177,6 +231,18 @@ func parse(u *mesosv1.CommandInfo_URI) (item, error) {
 	return i, nil
 }
 
+// instead says what to do in place of a scheme that Mesos takes, or tools do.
+func instead(scheme string) string {
+	switch scheme {
+	case "hdfs", "hftp", "webhdfs", "s3", "s3n", "s3a", "gs", "maprfs":
+		return "; that one needs a client of its own, which agents here do not have: use the store's http(s) address (WebHDFS, a signed URL), " +
+			"or fetch it by the task's command"
+	case "ftp", "ftps":
+		return "; it has no checked transport and no way to resume: serve the file by https"
+	}
+	return ""
+}
+
 // redact is a URI as people and logs may see it.
 func redact(value string) string {
 	u, err := url.Parse(value)
@@ -189,8 +255,8 @@ func redact(value string) string {
 // fetch brings one item and returns how many bytes it had on the way.
 func (f *Fetcher) fetch(ctx context.Context, r Request, i item) (int64, error) {
 	if i.url != nil && i.cache && f.cache != nil {
-		e, err := f.cache.acquire(ctx, r.CacheKey+"\x00"+i.url.String(), func(w io.Writer, size func(int64) error) (int64, error) {
-			return f.download(ctx, i.url, w, size)
+		e, err := f.cache.acquire(ctx, r.CacheKey+"\x00"+i.url.String()+"\x00"+i.sum.want, func(w io.Writer, size func(int64) error) (int64, error) {
+			return f.download(ctx, i, w, size, f.teller(r, i))
 		})
 		if err == nil {
 			defer f.cache.release(e)
@@ -202,12 +268,12 @@ func (f *Fetcher) fetch(ctx context.Context, r Request, i item) (int64, error) {
 	}
 	var n int64
 	err := as(r.User, func() error {
-		root, err := os.OpenRoot(r.Sandbox)
+		root, err := r.open()
 		if err != nil {
 			return err
 		}
 		defer root.Close()
-		n, err = f.bring(ctx, root, i)
+		n, err = f.bring(ctx, root, i, f.teller(r, i))
 		if err != nil {
 			return err
 		}
@@ -217,16 +283,16 @@ func (f *Fetcher) fetch(ctx context.Context, r Request, i item) (int64, error) {
 }
 
 // bring writes the item into the sandbox under its name.
-func (f *Fetcher) bring(ctx context.Context, root *os.Root, i item) (int64, error) {
+func (f *Fetcher) bring(ctx context.Context, root *os.Root, i item, tell func(n, of int64)) (int64, error) {
 	out, err := create(root, i.name, 0o644)
 	if err != nil {
 		return 0, err
 	}
 	var n int64
 	if i.url != nil {
-		n, err = f.download(ctx, i.url, out, nil)
+		n, err = f.download(ctx, i, out, nil, tell)
 	} else {
-		n, err = f.copyFile(ctx, out, i.file)
+		n, err = f.copyFile(ctx, out, i)
 	}
 	if err = errors.Join(err, out.Close()); err != nil {
 		return n, errors.Join(err, root.Remove(i.name)) // half a file is worse than none
@@ -258,7 +324,7 @@ func (f *Fetcher) placeCached(ctx context.Context, r Request, i item, e *entry) 
 	}
 	defer in.Close()
 	return as(r.User, func() error {
-		root, err := os.OpenRoot(r.Sandbox)
+		root, err := r.open()
 		if err != nil {
 			return err
 		}
@@ -279,9 +345,9 @@ func (f *Fetcher) placeCached(ctx context.Context, r Request, i item, e *entry) 
 }
 
 // copyFile copies a file of this machine, opened with the user's rights.
-func (f *Fetcher) copyFile(ctx context.Context, out io.Writer, name string) (int64, error) {
+func (f *Fetcher) copyFile(ctx context.Context, out io.Writer, i item) (int64, error) {
 	// Not blocking: a named pipe would otherwise keep the open waiting for a writer.
-	in, err := os.OpenFile(name, os.O_RDONLY|nonblock, 0)
+	in, err := os.OpenFile(i.file, os.O_RDONLY|nonblock, 0)
 	if err != nil {
 		return 0, err
 	}
@@ -291,9 +357,14 @@ func (f *Fetcher) copyFile(ctx context.Context, out io.Writer, name string) (int
 		return 0, err
 	}
 	if !info.Mode().IsRegular() {
-		return 0, fmt.Errorf("%s is not a regular file", name)
+		return 0, fmt.Errorf("%s is not a regular file", i.file)
 	}
-	return io.Copy(out, &reader{ctx: ctx, r: in, left: f.cfg.MaxSize, bounded: true})
+	c := i.sum.check(out)
+	n, err := io.Copy(c, &reader{ctx: ctx, r: in, left: f.cfg.MaxSize, bounded: true})
+	if err == nil {
+		err = c.done()
+	}
+	return n, err
 }
 
 // create makes a file anew, with its folders. What has the name goes, so that nothing is written through a link or
@@ -310,10 +381,26 @@ func create(root *os.Root, name string, mode os.FileMode) (*os.File, error) {
 	return root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 }
 
+// teller tells the sandbox how far a download has come, every few seconds.
+func (f *Fetcher) teller(r Request, i item) func(n, of int64) {
+	last := time.Now()
+	return func(n, of int64) {
+		if time.Since(last) < tellEvery {
+			return
+		}
+		last = time.Now()
+		if of > 0 {
+			f.tell(r, "Fetching %s: %d of %d bytes (%d%%)", i.shown, n, of, 100*n/of)
+		} else {
+			f.tell(r, "Fetching %s: %d bytes", i.shown, n)
+		}
+	}
+}
+
 // tell appends a line to the sandbox's stderr. It is for people: that it cannot be written fails nothing.
 func (f *Fetcher) tell(r Request, format string, args ...any) {
 	err := as(r.User, func() error {
-		root, err := os.OpenRoot(r.Sandbox)
+		root, err := r.open()
 		if err != nil {
 			return err
 		}

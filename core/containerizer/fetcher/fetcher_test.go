@@ -167,7 +167,7 @@ func TestEveryArchiveTypeLandsUnpacked(t *testing.T) {
 	}
 	files := map[string][]byte{
 		"/a.tar": hello, "/a.tgz": gzipOf(t, hello), "/a.tar.gz": gzipOf(t, hello), "/a.tar.bz2": bz, "/a.tbz2": bz,
-		"/a.tar.xz": xzOf(t, hello), "/a.txz": xzOf(t, hello), "/a.zip": zipOf(t, "dir/hello"), "/dir/hello.gz": gzipOf(t, []byte("hello\n")),
+		"/a.tar.xz": xzOf(t, hello), "/a.txz": xzOf(t, hello), "/a.tar.zst": zstdOf(t, hello), "/a.tzst": zstdOf(t, hello), "/a.zip": zipOf(t, "dir/hello"), "/dir/hello.gz": gzipOf(t, []byte("hello\n")),
 	}
 	s := newSite(t, files)
 	for name := range files {
@@ -225,7 +225,7 @@ func TestFailuresNameTheURI(t *testing.T) {
 	hello := tarOf(t, tarEntry{name: "hello", body: "hello\n"})
 	s := newSite(t, map[string][]byte{
 		"/broken.zip": zipOf(t, "a")[:20], "/cut.tar.gz": gzipOf(t, hello)[:30], "/bad.tar.xz": []byte("xz? no"), "/bad.gz": []byte("gz? no, nothing of the kind"),
-		"/huge.tar.xz": append([]byte("\xfd7zXZ\x00\x00\x04\xe6\xd6\xb4\x46"), 0x02, 0x00, 0x21, 0x01, 40, 0, 0, 0, 0, 0, 0, 0),
+		"/huge.tar.xz": append([]byte("\xfd7zXZ\x00\x00\x04\xe6\xd6\xb4\x46"), 0x02, 0x00, 0x21, 0x01, 40, 0, 0, 0, 0xe6, 0xa0, 0x11, 0xb3),
 	})
 	for value, want := range map[string]string{
 		s.URL + "/absent":                  "404 Not Found",
@@ -530,12 +530,17 @@ func FuzzExtract(f *testing.F) {
 	f.Add([]byte{0x1f, 0x8b, 8}, "a.tgz")
 	f.Add([]byte("BZh9"), "a.tbz2")
 	f.Add([]byte("\xfd7zXZ\x00"), "a.txz")
+	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd}, "a.tzst")
 	f.Add(make([]byte, 1024), "a.tar")
 	f.Fuzz(func(t *testing.T, b []byte, name string) {
 		if formatOf(name) == formatNone || !filepath.IsLocal(name) || strings.ContainsAny(name, "/\x00") {
 			return
 		}
-		sandbox, file := t.TempDir(), filepath.Join(t.TempDir(), "in")
+		outer, file := t.TempDir(), filepath.Join(t.TempDir(), "in")
+		sandbox := filepath.Join(outer, "sandbox")
+		if err := os.Mkdir(sandbox, 0o755); err != nil {
+			t.Fatal(err)
+		}
 		if err := os.WriteFile(file, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -545,5 +550,8 @@ func FuzzExtract(f *testing.F) {
 		}
 		// Whatever comes of it, it must end and stay inside.
 		_ = fetch.Fetch(t.Context(), Request{URIs: []*mesosv1.CommandInfo_URI{uri(file, to(name))}, Sandbox: sandbox})
+		if entries, err := os.ReadDir(outer); err != nil || len(entries) != 1 {
+			t.Errorf("beside the sandbox: got %v, %v, want nothing", entries, err)
+		}
 	})
 }
