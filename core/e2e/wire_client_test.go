@@ -85,6 +85,7 @@ type peer struct {
 	events    chan object
 	body      io.Closer
 	quiet     bool     // what is sent now is no test's subject
+	keeps     bool     // updates are not acknowledged
 	statuses  []object // all statuses that came with an UPDATE
 }
 
@@ -277,7 +278,7 @@ func (p *peer) react(e object, awaited bool) {
 	switch status := dig(e, "update", "status"); {
 	case e["type"] == "OFFERS" && !awaited:
 		p.decline(e)
-	case e["type"] == "UPDATE" && dig(status, "uuid") != nil:
+	case e["type"] == "UPDATE" && dig(status, "uuid") != nil && !p.keeps:
 		p.call(http.StatusAccepted, object{"type": "ACKNOWLEDGE", "acknowledge": object{
 			"agent_id": dig(status, "agent_id"), "task_id": dig(status, "task_id"), "uuid": dig(status, "uuid"),
 		}})

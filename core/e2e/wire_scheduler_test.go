@@ -212,6 +212,50 @@ func TestWireATakeoverEndsTheOldStreamAndKeepsTheTasks(t *testing.T) {
 	})
 }
 
+func TestWireAnUnacknowledgedUpdateComesAgainThroughTheNextMaster(t *testing.T) {
+	inBothMedia(t, 2*time.Minute, func(ctx context.Context, t *testing.T, media string) {
+		c := start(t, cluster.Options{})
+		old := subscribe(ctx, t, c.Master, media, "wire-master", nil)
+		old.keeps = true
+		o := old.offer(1, nil)
+		old.accept(o, launchOf(taskOf(o, "told", "sleep 1000"), taskOf(o, "beside", "sleep 1000")))
+		first := map[any]any{}
+		for len(first) < 2 {
+			s := dig(old.await("UPDATE", nil), "update", "status")
+			first[dig(s, "task_id", "value")] = dig(s, "uuid")
+		}
+		if err := c.KillMaster(); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.StartMaster(); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.WaitReady(ctx); err != nil {
+			t.Fatal(err)
+		}
+		p := newPeer(ctx, t, schedulerAPI, c.Master, media)
+		p.open(object{"type": "SUBSCRIBE", "framework_id": old.framework, "subscribe": object{"framework_info": object{
+			"id": old.framework, "user": "root", "name": "wire", "roles": []any{"wire-master"}, "checkpoint": true, "failover_timeout": 60,
+			"capabilities": []any{object{"type": "PARTITION_AWARE"}, object{"type": "MULTI_ROLE"}, object{"type": "RESERVATION_REFINEMENT"}, object{"type": "TASK_KILLING_STATE"}},
+		}}})
+		p.framework = dig(p.await("SUBSCRIBED", nil), "subscribed", "framework_id")
+		again := map[any]bool{}
+		for len(again) < 2 {
+			s := dig(p.await("UPDATE", func(e object) bool { return dig(e, "update", "status", "uuid") != nil }), "update", "status")
+			id := dig(s, "task_id", "value")
+			if !again[id] && dig(s, "uuid") != first[id] {
+				t.Errorf("task %v: the first update after the restart is %v, want that with uuid %v again", id, s, first[id])
+			}
+			again[id] = true
+		}
+		// Acknowledged now, they make way for what came after.
+		p.state("told", "TASK_RUNNING")
+		p.state("beside", "TASK_RUNNING")
+		p.call(http.StatusAccepted, object{"type": "TEARDOWN"})
+		p.ended()
+	})
+}
+
 func TestWireInverseOffersAskForAnAgentBack(t *testing.T) {
 	c := start(t, cluster.Options{})
 	inBothMedia(t, time.Minute, func(ctx context.Context, t *testing.T, media string) {
