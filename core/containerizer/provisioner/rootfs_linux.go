@@ -17,11 +17,14 @@ import (
 // nonblock keeps an open from waiting for the other end of a pipe.
 const nonblock = unix.O_NONBLOCK
 
+// readOnlyMount keeps everybody from writing.
+const readOnlyMount = unix.MS_RDONLY
+
 // maxMountData is what mount(2) takes as options: a page.
 const maxMountData = 4095
 
-// mountOverlay mounts the container's own layer over lower at dir/rootfs.
-func mountOverlay(dir, lower string) error {
+// mountOverlay mounts the container's own layer over lower, topmost first, at dir/rootfs.
+func mountOverlay(dir string, lower []string, flags uintptr) error {
 	upper, work, rootfs := filepath.Join(dir, "upper"), filepath.Join(dir, "work"), filepath.Join(dir, "rootfs")
 	for _, d := range []string{upper, work, rootfs} {
 		if err := os.Mkdir(d, 0o755); err != nil {
@@ -29,7 +32,7 @@ func mountOverlay(dir, lower string) error {
 		}
 	}
 	// The root of the mount has the mode and owner of the upper layer's.
-	info, err := os.Stat(lower)
+	info, err := os.Stat(lower[0])
 	if err != nil {
 		return err
 	}
@@ -40,12 +43,60 @@ func mountOverlay(dir, lower string) error {
 	if err := os.Chmod(upper, info.Mode()); err != nil {
 		return err
 	}
-	data := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", escape(lower, true), escape(upper, false), escape(work, false))
-	if len(data) > maxMountData {
-		return fmt.Errorf("paths are too long for a mount: %d bytes, want at most %d", len(data), maxMountData)
+	below := make([]string, len(lower))
+	for n, l := range lower {
+		below[n] = escape(l, true)
 	}
-	if err := unix.Mount("overlay", rootfs, "overlay", 0, data); err != nil {
+	data := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", strings.Join(below, ":"), escape(upper, false), escape(work, false))
+	if len(data) > maxMountData {
+		return mountLong(rootfs, lower, upper, work, flags)
+	}
+	if err := unix.Mount("overlay", rootfs, "overlay", flags, data); err != nil {
 		return &os.PathError{Op: "mount overlay", Path: rootfs, Err: err}
+	}
+	return nil
+}
+
+// mountLong mounts what is too long for mount(2), one layer after the other. Linux 6.8 can.
+func mountLong(rootfs string, lower []string, upper, work string, flags uintptr) error {
+	fail := func(step string, err error) error {
+		return &os.PathError{Op: fmt.Sprintf("mount overlay of %d layers: %s", len(lower), step), Path: rootfs, Err: err}
+	}
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return fail("fsopen", err)
+	}
+	defer unix.Close(fs)
+	for _, l := range lower {
+		if err := unix.FsconfigSetString(fs, "lowerdir+", l); err != nil {
+			return fail("add "+l, err)
+		}
+	}
+	if err := unix.FsconfigSetString(fs, "upperdir", upper); err != nil {
+		return fail("add "+upper, err)
+	}
+	if err := unix.FsconfigSetString(fs, "workdir", work); err != nil {
+		return fail("add "+work, err)
+	}
+	if flags&unix.MS_RDONLY != 0 {
+		if err := unix.FsconfigSetFlag(fs, "ro"); err != nil {
+			return fail("make it read-only", err)
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return fail("create", err)
+	}
+	attr := 0
+	if flags&unix.MS_RDONLY != 0 {
+		attr = unix.MOUNT_ATTR_RDONLY
+	}
+	m, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attr)
+	if err != nil {
+		return fail("fsmount", err)
+	}
+	defer unix.Close(m)
+	if err := unix.MoveMount(m, "", unix.AT_FDCWD, rootfs, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fail("move_mount", err)
 	}
 	return nil
 }
@@ -68,7 +119,7 @@ func probeOverlay(tmp string) error {
 	lower := filepath.Join(dir, "lower")
 	err = os.Mkdir(lower, 0o755)
 	if err == nil {
-		if err = mountOverlay(dir, lower); err == nil {
+		if err = mountOverlay(dir, []string{lower}, 0); err == nil {
 			err = unmount(filepath.Join(dir, "rootfs"))
 		}
 	}
@@ -118,8 +169,21 @@ func syncTree(path string) error {
 	return nil
 }
 
-// identity tells one state of a file from another.
-func identity(info os.FileInfo) string {
+// stampOf tells one state of a file from another.
+func stampOf(info os.FileInfo) string {
 	st := info.Sys().(*syscall.Stat_t)
 	return fmt.Sprintf(" %d %d %d %d.%d %d.%d", st.Dev, st.Ino, st.Size, st.Mtim.Sec, st.Mtim.Nsec, st.Ctim.Sec, st.Ctim.Nsec)
+}
+
+// diskUsed is the share of a file system that is in use, as far as ordinary users may use it.
+func diskUsed(dir string) (float64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	used := st.Blocks - st.Bfree
+	if used+st.Bavail == 0 {
+		return 0, nil
+	}
+	return float64(used) / float64(used+st.Bavail), nil
 }
