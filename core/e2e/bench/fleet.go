@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"sync"
@@ -38,8 +39,7 @@ func startFleet(ctx context.Context, master string, n int, resources []*mesosv1.
 		conn, err := grpc.NewClient("passthrough:///"+master, grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)))
 		if err != nil {
-			f.stop()
-			return nil, err
+			return nil, errors.Join(err, f.stop())
 		}
 		f.conns = append(f.conns, conn)
 	}

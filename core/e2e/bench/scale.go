@@ -95,7 +95,7 @@ func (p *placer) event(ctx context.Context, e *schedulerv1.Event) error {
 }
 
 // placements measures how fast the master places tasks on simulated agents, and whether the last are slower.
-func (b *bench) placements() error {
+func (b *bench) placements() (err error) {
 	if !b.report.wants("placements") {
 		return nil
 	}
@@ -107,7 +107,7 @@ func (b *bench) placements() error {
 	if err := c.StartMaster(); err != nil {
 		return err
 	}
-	defer c.Stop()
+	defer func() { err = errors.Join(err, c.Stop()) }()
 	ctx, cancel := context.WithTimeout(b.ctx, 5*time.Minute)
 	defer cancel()
 	if err := c.WaitMaster(ctx); err != nil {

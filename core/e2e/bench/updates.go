@@ -136,8 +136,7 @@ func (b *bench) updates() error {
 		seen, launched := 0, false
 		var first time.Time
 		done := make(chan struct{})
-		var client *scheduler.Client
-		client = scheduler.New(scheduler.Config{Master: c.Master, Framework: &mesosv1.FrameworkInfo{Name: &name, User: &user, Checkpoint: new(true)}})
+		client := scheduler.New(scheduler.Config{Master: c.Master, Framework: &mesosv1.FrameworkInfo{Name: &name, User: &user, Checkpoint: new(true)}})
 		event := func(ctx context.Context, e *schedulerv1.Event) error {
 			switch e.GetType() {
 			case schedulerv1.Event_OFFERS:
