@@ -276,6 +276,44 @@ func TestRealNestedContainerWithLimitsOfItsOwn(t *testing.T) {
 	r.takenDown(t, c, root)
 }
 
+func TestRealContainersNestedInAnImageMayUseItsDevicesOnly(t *testing.T) {
+	r := newRig(t)
+	c := r.start(t)
+	defer stopAgent(t, c)
+	root := r.container("root", "exec sleep 1000")
+	root.LocalImage = busyboxImage(t, r)
+	if _, err := c.Launch(launchertest.Context(t), root); err != nil {
+		t.Fatalf("Launch: %v", err)
+	}
+	const script = `echo x > /dev/null || exit 2; exec sleep 1000`
+	shares, own := r.child(root, "shares", "", script), ownCgroup(r.child(root, "own", "", script))
+	image, grand := r.child(root, "image", root.LocalImage, script), r.child(own, "grand", "", script)
+	list := func(id string) string {
+		ct, err := c.find(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := ct.cgroups["devices"]
+		if dir == "" {
+			return "" // version 2 has no lists
+		}
+		b, err := os.ReadFile(filepath.Join(dir, "devices.list"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	for _, x := range []*containerv1.Container{shares, own, image, grand} {
+		if _, err := c.Launch(launchertest.Context(t), x); err != nil {
+			t.Fatalf("Launch(%s): %v", x.Id, err)
+		}
+		if got, want := list(x.Id), list(root.Id); got != want {
+			t.Errorf("devices of %s: %q, want those of the container around: %q", x.Id, got, want)
+		}
+	}
+	r.takenDown(t, c, root)
+}
+
 func TestRealNestedContainersOutliveTheAgentAndDieAlone(t *testing.T) {
 	inBoth(t, func(t *testing.T, r *rig, _ *machine, image string) {
 		c := r.start(t)

@@ -7,9 +7,11 @@ package bundle
 import (
 	"github.com/mosaic-cluster/mosaic/authorizers/acl"
 	"github.com/mosaic-cluster/mosaic/isolators/cgroups"
+	"github.com/mosaic-cluster/mosaic/isolators/dockervolume"
 	"github.com/mosaic-cluster/mosaic/isolators/linux"
 	"github.com/mosaic-cluster/mosaic/isolators/namespaces"
 	"github.com/mosaic-cluster/mosaic/isolators/rlimits"
+	"github.com/mosaic-cluster/mosaic/isolators/volumes"
 	"github.com/mosaic-cluster/mosaic/modules/qoscontrollers/load"
 	"github.com/mosaic-cluster/mosaic/modules/resourceestimators/fixed"
 	"github.com/mosaic-cluster/mosaic/sdk/module"
@@ -22,6 +24,8 @@ func Modules() map[string]func() module.Module {
 		"isolator/cgroups":         func() module.Module { return cgroups.New() },
 		"isolator/linux":           func() module.Module { return linux.New() },
 		"isolator/namespaces":      func() module.Module { return namespaces.New() },
+		"isolator/volumes":         func() module.Module { return volumes.New() },
+		"isolator/docker_volume":   func() module.Module { return dockervolume.New() },
 		"isolator/rlimits":         func() module.Module { return rlimits.New() },
 		"qos_controller/load":      func() module.Module { return load.New() },
 		"resource_estimator/fixed": func() module.Module { return fixed.New() },

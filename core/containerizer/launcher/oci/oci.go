@@ -41,6 +41,7 @@ const Name = "oci"
 // A Launcher makes containers with an OCI runtime.
 type Launcher struct {
 	nest    *supervised.Nest
+	cgroups *cgroup.Hierarchy // nil without
 	runtime *shim.Binary
 	log     *slog.Logger
 }
@@ -48,7 +49,7 @@ type Launcher struct {
 // New returns a launcher that runs shims from bin, which run runtime. cgroups is nil on a machine
 // without.
 func New(bin, runtime *shim.Binary, cgroups *cgroup.Hierarchy, log *slog.Logger) *Launcher {
-	return &Launcher{nest: supervised.NewNest(bin, cgroups, log), runtime: runtime, log: log}
+	return &Launcher{nest: supervised.NewNest(bin, cgroups, log), cgroups: cgroups, runtime: runtime, log: log}
 }
 
 // Name implements launcher.Launcher.
@@ -129,6 +130,11 @@ func (l *Launcher) create(ctx context.Context, r *launcher.Request) (*supervised
 	if err != nil {
 		return nil, err
 	}
+	around, err := devicesAround(l.cgroups, r.Container.GetCgroup())
+	if err != nil {
+		return nil, err
+	}
+	s.Linux.Resources.Devices = within(around, s.Linux.Resources.Devices)
 	config, err := json.Marshal(s)
 	if err != nil {
 		return nil, fmt.Errorf("encode bundle: %w", err)
