@@ -42,6 +42,15 @@ type Request struct {
 	// by the shim, without following a link in the last element; a named pipe may be given. Empty
 	// means discarded.
 	Stdout, Stderr string
+	// StdoutRotation and StderrRotation keep those files small. Output then goes through the shim. Two streams into one
+	// file are given the same.
+	StdoutRotation, StderrRotation Rotation
+	// Pumped lets output go through the shim also where nothing is rotated: a reader of a named pipe that stands still
+	// then holds up the process for some seconds, and costs output after that, where it would hold it up for ever.
+	Pumped bool
+	// Stdin is a file or named pipe on the host that the command reads, without following a link in the last element.
+	// Empty means nothing to read. It counts with FILES only.
+	Stdin string
 	// RunDir is a folder on the host for the launcher alone, made when missing. It must be short
 	// enough for a socket in it (100 bytes), and is removed by Destroy.
 	RunDir string
@@ -73,6 +82,13 @@ func (r *Request) Program() string {
 type User struct {
 	UID, GID uint32
 	Groups   []uint32
+}
+
+// A Rotation says that a file that reaches Size bytes is renamed to one ending in .1, that one's name to .2, and so on up
+// to Keep. Lines stay whole, if they are shorter than Size. The zero value never rotates.
+type Rotation struct {
+	Size uint64
+	Keep uint32
 }
 
 // A Launcher creates containers and finds them again.

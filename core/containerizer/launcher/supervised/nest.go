@@ -148,7 +148,11 @@ func (n *Nest) Spawn(ctx context.Context, r *launcher.Request, asked *containerv
 	b.Spec = &wire.Spec{
 		ID: r.Container.GetId(), RunDir: r.RunDir,
 		Stdout: r.Stdout, Stderr: r.Stderr, LogUID: r.User.UID, LogGID: r.User.GID,
-		Streams: streamsOf[r.Streams], Rows: r.Rows, Columns: r.Columns,
+		Streams: streamsOf[r.Streams], Rows: r.Rows, Columns: r.Columns, Stdin: r.Stdin,
+		RotateStdout: wire.Rotation(r.StdoutRotation), RotateStderr: wire.Rotation(r.StderrRotation),
+	}
+	if b.Spec.Streams == wire.StreamsFiles && (r.Pumped || r.StdoutRotation.Size > 0 || r.StderrRotation.Size > 0) {
+		b.Spec.Streams = wire.StreamsLogged
 	}
 	return b, nil
 }
@@ -330,7 +334,7 @@ func (b *Birth) create(ctx context.Context, own func() any, opts Options) (*Hand
 	if err != nil {
 		return nil, err
 	}
-	rec := Record{ID: b.req.Container.GetId(), RunDir: b.req.RunDir, Pid: s.Pid, StartTicks: s.StartTicks, BootID: boot, Shim: b.beside, Streams: b.Spec.Streams}
+	rec := Record{ID: b.req.Container.GetId(), RunDir: b.req.RunDir, Pid: s.Pid, StartTicks: s.StartTicks, BootID: boot, Shim: b.beside, Streams: streamsOf[b.req.Streams]}
 	if b.group != nil {
 		rec.Cgroup = b.group.Name()
 	}

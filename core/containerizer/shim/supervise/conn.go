@@ -186,6 +186,9 @@ func (s *supervisor) handle(cn *conn, kind uint8, id uint32, payload []byte) (re
 			refuse(syscall.EBUSY, "the container is running")
 			return false
 		}
+		if c.streams != nil {
+			c.streams.lastWords()
+		}
 		cn.send(wire.KindOK, id, nil)
 		if c.isFirst() {
 			return true

@@ -192,6 +192,17 @@ func (c *container) openFiles() ([]int, error) {
 		return nil, fail("open", "/dev/null", err)
 	}
 	files := []int{null}
+	if c.spec.Stdin != "" {
+		fd, err := syscall.Open(c.spec.Stdin, syscall.O_RDONLY|syscall.O_CLOEXEC|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+		if err != nil {
+			return files, fail("open", c.spec.Stdin, err)
+		}
+		_ = syscall.Close(null)
+		null, files[0] = fd, fd
+		if err := syscall.SetNonblock(fd, false); err != nil {
+			return files, fail("open", c.spec.Stdin, err)
+		}
+	}
 	names := [2]string{c.spec.Stdout, c.spec.Stderr}
 	if c.spec.Streams != wire.StreamsFiles {
 		return c.openStreams(null, names)

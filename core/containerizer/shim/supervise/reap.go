@@ -81,6 +81,7 @@ func (c *container) ended(status uint32) {
 	var ts unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_REALTIME, &ts)
 	if c.streams != nil {
+		c.streams.lastWords()
 		c.streams.finish()
 	}
 	// The record is for an agent that is away; one that waits is told first.

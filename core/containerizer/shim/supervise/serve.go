@@ -57,6 +57,11 @@ func (s *supervisor) serve() int {
 		s.mu.Lock()
 		timeout, done := s.settle()
 		if done {
+			for _, c := range s.containers {
+				if c.streams != nil {
+					c.streams.lastWords()
+				}
+			}
 			s.mu.Unlock()
 			return 0
 		}

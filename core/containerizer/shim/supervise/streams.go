@@ -20,7 +20,8 @@ import (
 type streams struct {
 	c        *container
 	terminal bool
-	in       int // where input is written, -1 when it has ended
+	logged   bool // for nobody to attach to: output goes to files, and nobody is waited for
+	in       int  // where input is written, -1 when it has ended
 	out      [2]output
 
 	pending  []byte // input taken from a client, which the process does not take yet
@@ -47,10 +48,14 @@ const courtesy = 10_000_000_000
 type output struct {
 	fd   int // -1 when there is none yet, or no more
 	file int // where output goes too, or -1
+	log  log // how that is rotated
+	to   int // the output whose file it is: its own, but where two are to go into one that is rotated
 	rest []byte
-	done bool // nothing follows
-	hung bool // the terminal has nobody at the other end; somebody may come
-	left int  // how many bytes more are taken, once its deadline has passed; -1 for all
+	slow int64 // since when rest waits, in nanoseconds of the monotonic clock
+	lost bool  // it waited too long: what comes is dropped until the file takes something
+	done bool  // nothing follows
+	hung bool  // the terminal has nobody at the other end; somebody may come
+	left int   // how many bytes more are taken, once its deadline has passed; -1 for all
 
 	ring  []byte // nil while it is not needed
 	from  uint64 // position where the ring began, counted in bytes from the start
@@ -69,9 +74,9 @@ func (o *output) tail() uint64 {
 // openStreams makes the streams of a process. It returns the process's ends; null is its descriptor 0 where nothing
 // else is.
 func (c *container) openStreams(null int, names [2]string) ([]int, error) {
-	st := &streams{c: c, terminal: c.spec.Streams == wire.StreamsTerminal, in: -1}
+	st := &streams{c: c, terminal: c.spec.Streams == wire.StreamsTerminal, logged: c.spec.Streams == wire.StreamsLogged, in: -1}
 	for i := range st.out {
-		st.out[i] = output{fd: -1, file: -1, left: -1}
+		st.out[i] = output{fd: -1, file: -1, left: -1, to: i, log: log{dir: -1}}
 	}
 	c.streams = st
 	files := []int{null}
@@ -79,11 +84,18 @@ func (c *container) openStreams(null int, names [2]string) ([]int, error) {
 		if name == "" || st.terminal && i == 1 {
 			continue
 		}
+		if i == 1 && st.out[0].log.size > 0 && name == names[0] {
+			st.out[1].to = 0
+			continue
+		}
 		fd, err := openLog(name, int(c.spec.LogUID), int(c.spec.LogGID))
 		if err != nil {
 			return files, fail("open", name, err)
 		}
 		st.out[i].file = fd
+		if err := st.out[i].log.open(fd, name, [2]wire.Rotation{c.spec.RotateStdout, c.spec.RotateStderr}[i]); err != nil {
+			return files, fail("open the folder of", name, err)
+		}
 	}
 	if st.terminal {
 		st.out[1].done = true
@@ -98,6 +110,9 @@ func (c *container) openStreams(null int, names [2]string) ([]int, error) {
 		return []int{slave, slave, slave}, nil
 	}
 	for i := range 3 {
+		if i == 0 && st.logged {
+			continue // it reads what null is
+		}
 		var p [2]int
 		if err := syscall.Pipe2(p[:], syscall.O_CLOEXEC); err != nil {
 			return files, fail("make pipe", "", err)
@@ -111,9 +126,12 @@ func (c *container) openStreams(null int, names [2]string) ([]int, error) {
 		} else {
 			st.out[i-1].fd = ours
 		}
-		files = append(files, theirs)
 		_ = syscall.SetNonblock(ours, true)
 		c.own(theirs, int(c.spec.LogGID))
+		if st.logged {
+			theirs = forBoth(theirs)
+		}
+		files = append(files, theirs)
 	}
 	return files, nil
 }
@@ -132,6 +150,7 @@ func (st *streams) close() {
 		o := &st.out[i]
 		closeFD(&o.fd)
 		closeFD(&o.file)
+		closeFD(&o.log.dir)
 		o.done = true
 		o.dropRing()
 	}
@@ -165,7 +184,7 @@ func (st *streams) tidy() {
 // takes says whether output i is to be polled.
 func (st *streams) takes(i int) bool {
 	o := &st.out[i]
-	return o.fd >= 0 && !o.hung && len(o.rest) == 0 && st.room(i) > 0
+	return o.fd >= 0 && !o.hung && len(st.out[o.to].rest) == 0 && st.room(i) > 0
 }
 
 // room is how much of output i may be taken from the process.
@@ -185,7 +204,7 @@ func (st *streams) room(i int) int {
 }
 
 // filed says whether output goes to a file: then nobody is waited for.
-func (st *streams) filed() bool { return st.out[0].file >= 0 || st.out[1].file >= 0 }
+func (st *streams) filed() bool { return st.logged || st.out[0].file >= 0 || st.out[1].file >= 0 }
 
 // take reads output i from the process, once, and passes it on.
 func (st *streams) take(i int) {
@@ -211,7 +230,7 @@ func (st *streams) take(i int) {
 		return
 	}
 	b = b[:n]
-	o.store(b)
+	st.store(i, b)
 	if attached, _ := st.clients(); o.file < 0 || attached > 0 {
 		st.keep(i, b)
 	}
@@ -229,25 +248,52 @@ func (st *streams) finished(i int) {
 	o := &st.out[i]
 	closeFD(&o.fd)
 	o.done = true
-	if len(o.rest) == 0 {
-		closeFD(&o.file)
-	}
+	st.closeFile(&st.out[o.to])
 	st.flush()
 }
 
-// store writes output to its file. A full disk loses output and holds up nobody; a named pipe whose reader is slow
-// holds up the process, as it would if the process wrote to it itself.
-func (o *output) store(b []byte) {
+// closeFile closes the file of an output once nothing goes there any more.
+func (st *streams) closeFile(o *output) {
+	for i := range st.out {
+		if other := &st.out[i]; &st.out[other.to] == o && !other.done {
+			return
+		}
+	}
+	if len(o.rest) == 0 {
+		closeFD(&o.file)
+		closeFD(&o.log.dir)
+	}
+}
+
+// store writes what output i brought to its file, and rotates that. A full disk loses output and holds up nobody; a named
+// pipe whose reader is slow holds up the process, as it would if the process wrote to it itself, but not for ever where
+// the reader is a logger's.
+func (st *streams) store(i int, b []byte) {
+	o := &st.out[st.out[i].to]
 	for o.file >= 0 && len(b) > 0 {
-		n, err := syscall.Write(o.file, b)
+		if o.log.size > 0 && o.log.full(b) {
+			o.rotate(st.c)
+			if o.file < 0 {
+				return
+			}
+		}
+		n, err := syscall.Write(o.file, b[:o.log.piece(b)])
 		switch {
 		case err == syscall.EINTR:
 		case err == syscall.EAGAIN:
+			if o.lost {
+				return
+			}
+			if o.rest == nil {
+				o.slow = now()
+			}
 			o.rest = append(o.rest[:0], b...)
 			return
 		case err != nil:
 			return
 		default:
+			o.lost = false
+			o.log.wrote(b[:n])
 			b = b[n:]
 		}
 	}
@@ -256,12 +302,14 @@ func (o *output) store(b []byte) {
 // storeRest goes on where store was held up.
 func (st *streams) storeRest(i int) {
 	o := &st.out[i]
-	b := o.rest
+	b, n := o.rest, len(o.rest)
+	slow := o.slow
 	o.rest = nil
-	o.store(b)
-	if o.done && len(o.rest) == 0 {
-		closeFD(&o.file)
+	st.store(i, b)
+	if len(o.rest) == n {
+		o.slow = slow // it took nothing
 	}
+	st.closeFile(o)
 }
 
 // keep puts output into its ring, for clients now and later.
@@ -317,6 +365,25 @@ func (st *streams) finish() {
 	}
 }
 
+// lastWords takes what lies in the pipes of a process that ended, or of what it left behind, before anybody is told of
+// the end: a log is then whole for whoever reads it after that, and when the shim ends with it.
+func (st *streams) lastWords() {
+	if !st.logged {
+		return
+	}
+	for i := range st.out {
+		n := 0
+		if fd := st.out[i].fd; fd >= 0 {
+			n, _ = unix.IoctlGetInt(fd, unix.TIOCINQ)
+		}
+		// What is written meanwhile, by others that hold the pipe, does not count.
+		for n > 0 && st.takes(i) {
+			n -= st.room(i)
+			st.take(i)
+		}
+	}
+}
+
 // due does what has come due: it stops waiting for a first reader, and, at the end, for output: what is there by then is
 // still taken, and nothing that comes later. It returns how long it is until it is to be called again, in nanoseconds;
 // -1 for ever.
@@ -329,6 +396,19 @@ func (st *streams) due() int64 {
 		}
 		if timeout = st.fullAt + courtesy - at; timeout <= 0 {
 			st.read, timeout = true, -1
+		}
+	}
+	for i := range st.out {
+		o := &st.out[i]
+		if !st.logged || len(o.rest) == 0 {
+			continue
+		}
+		left := o.slow + courtesy - at
+		if left <= 0 {
+			o.rest, o.lost = nil, true
+			st.closeFile(o)
+		} else if timeout < 0 || left < timeout {
+			timeout = left
 		}
 	}
 	if st.deadline == 0 {

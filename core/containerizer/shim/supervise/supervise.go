@@ -180,14 +180,14 @@ func (s *supervisor) keepMore(cn *conn, id uint32, payload []byte) {
 	}
 }
 
-// hasFilesFor says whether so many containers leave some of the descriptors that there may be. One has at most six open,
-// connections not counted: a listener, three streams and two files.
+// hasFilesFor says whether so many containers leave some of the descriptors that there may be. One has at most eight
+// open, connections not counted: a listener, three streams, two files and their folders.
 func (s *supervisor) hasFilesFor(containers int) bool {
 	var limit syscall.Rlimit
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
 		return true
 	}
-	return uint64(16+6*containers+len(s.conns)) <= limit.Cur-limit.Cur/8
+	return uint64(16+8*containers+len(s.conns)) <= limit.Cur-limit.Cur/8
 }
 
 // drop forgets a container that has ended, with all that is kept for it.

@@ -31,6 +31,17 @@ type Spec struct {
 	Streams uint8
 	// Rows and Columns are the size of a terminal at first.
 	Rows, Columns uint16
+	// Stdin is what a first process without streams reads; empty means nothing.
+	Stdin string
+	// How the files Stdout and Stderr are rotated, when the shim writes to them.
+	RotateStdout, RotateStderr Rotation
+}
+
+// A Rotation says that a file of Size bytes is renamed, and Keep of those before it are kept, as name.1, name.2 and so
+// on. Size 0: never.
+type Rotation struct {
+	Size uint64
+	Keep uint32
 }
 
 // The standard streams of a first process.
@@ -38,6 +49,7 @@ const (
 	StreamsFiles    = 0 // no input, output to Stdout and Stderr
 	StreamsPipes    = 1 // kept by the shim, which also writes to Stdout and Stderr, if any
 	StreamsTerminal = 2 // likewise; its output goes to Stdout. A runtime sends the terminal to the socket ConsoleName.
+	StreamsLogged   = 3 // no input, and output that the shim writes to Stdout and Stderr, for nobody to attach to
 )
 
 // ConsoleName is the socket in the run folder to which a runtime sends a terminal.
@@ -88,7 +100,12 @@ func (s *Spec) Append(b []byte) []byte {
 	b = appendStrings(b, s.EnterFiles)
 	b = appendStrings(b, s.LeaveFiles)
 	b = appendUint(b, uint64(s.Streams))
-	return AppendSize(b, s.Rows, s.Columns)
+	b = AppendSize(b, s.Rows, s.Columns)
+	b = appendString(b, s.Stdin)
+	for _, r := range [...]Rotation{s.RotateStdout, s.RotateStderr} {
+		b = appendUint(appendUint(b, r.Size), uint64(r.Keep))
+	}
+	return b
 }
 
 // ParseSpec decodes a Spec. Its Stage shares memory with b.
@@ -103,6 +120,9 @@ func ParseSpec(b []byte) (*Spec, error) {
 	s.Runtime = Runtime{Argv: r.strings(), Env: r.strings(), PidFile: r.string()}
 	s.EnterFiles, s.LeaveFiles = r.strings(), r.strings()
 	s.Streams, s.Rows, s.Columns = uint8(r.uint()), uint16(r.uint()), uint16(r.uint())
+	s.Stdin = r.string()
+	s.RotateStdout = Rotation{Size: r.uint(), Keep: uint32(r.uint())}
+	s.RotateStderr = Rotation{Size: r.uint(), Keep: uint32(r.uint())}
 	if r.err != nil {
 		return nil, r.err
 	}

@@ -10,6 +10,7 @@ import (
 )
 
 var spec = wire.Spec{
+	Stdin: "/in", RotateStdout: wire.Rotation{Size: 1 << 40, Keep: 3}, RotateStderr: wire.Rotation{Size: 5, Keep: 1000},
 	ID: "c1", RunDir: "/run/c1", Stdout: "/a", Stderr: "/b", LogUID: 1, LogGID: 1 << 31,
 	JoinFiles: []string{"/x/cgroup.procs", ""}, CloneInto: "/u", CloneFlags: 1 << 63, PidNamespace: "/proc/1/ns/pid",
 	EnterFiles: []string{"/x/tasks"}, LeaveFiles: []string{"/y/tasks", "/z/tasks"},
