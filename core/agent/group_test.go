@@ -448,6 +448,7 @@ func TestHealthChecksOfAGroup(t *testing.T) {
 		a.HealthCheck = commandHealth(nil)
 		w.launchGroup(checkpointed("F"), builtin("e"), a, command("b", "sleep"))
 		w.master.await(t, "a", mesosv1.TaskState_TASK_RUNNING)
+		w.master.await(t, "a", mesosv1.TaskState_TASK_KILLED)
 		w.master.await(t, "b", mesosv1.TaskState_TASK_KILLED)
 		equal(t, "reports", reports(w.master, "a"), []string{
 			"0 RUNNING", "15 RUNNING health healthy=true", "25 RUNNING health healthy=false", "35 RUNNING health healthy=false",

@@ -347,26 +347,3 @@ func TestNoIdIsStartedAgainBesideWhatIsLeftOfIt(t *testing.T) {
 		t.Errorf("Launch: got %v, want it to go on when the first one is gone", err)
 	}
 }
-
-func TestContainerWhoseLauncherFindsItLetGoAlreadyGoesOn(t *testing.T) {
-	m, dir := newMachine(t), t.TempDir()
-	c, _ := startAgent(t, m, dir)
-	launch(t, c, testContainer(t, "c1"))
-	stopAgent(t, c)
-	c, l := startAgent(t, m, dir)
-	defer stopAgent(t, c)
-	l.fail = func(step string) error {
-		if step == "start" {
-			return &os.PathError{Op: "open", Path: "exec.fifo", Err: os.ErrNotExist}
-		}
-		return nil
-	}
-	found, err := c.Recover(t.Context(), []string{"c1"})
-	if err != nil || len(found) != 1 || found[0].GetPhase() != containerv1.Checkpoint_RUNNING {
-		t.Errorf("Recover = %v, %v, want it running", found, err)
-	}
-	m.exit("c1", 256)
-	if end := wait(t, c, "c1"); end.GetWaitStatus() != 256 {
-		t.Errorf("Wait = %v, want status 256", end)
-	}
-}
