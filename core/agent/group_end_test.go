@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -189,6 +190,29 @@ func TestGroupIsKilledBeforeItWasLaunched(t *testing.T) {
 				synctest.Wait()
 				if got := w.records(); len(got) != 0 {
 					t.Errorf("the store holds %v at the end, want nothing", got)
+				}
+			})
+		})
+	}
+}
+
+func TestAnExecutorThatShutsDownInTimeDidNotFail(t *testing.T) {
+	for task, want := range map[string]int32{"sleep": 0, "stubborn": int32(syscall.SIGKILL)} {
+		t.Run(task, func(t *testing.T) {
+			in(t, func(t *testing.T, w *world) {
+				w.master.autoAck = true
+				w.start()
+				a := command("a", task)
+				a.KillPolicy = &mesosv1.KillPolicy{GracePeriod: &mesosv1.DurationInfo{Nanoseconds: new(int64(time.Hour))}}
+				w.launchGroup(checkpointed("F"), builtin("e"), a)
+				w.master.await(t, "a", mesosv1.TaskState_TASK_RUNNING)
+				synctest.Wait()
+				w.master.send(t, &clusterv1.ToAgent_ShutdownExecutor{ShutdownExecutor: &clusterv1.ShutdownExecutor{FrameworkId: "F", ExecutorId: "e"}})
+				w.master.await(t, "a", mesosv1.TaskState_TASK_KILLED)
+				time.Sleep(time.Second)
+				synctest.Wait()
+				if got, told := w.master.exits()["e"]; !told || got != want {
+					t.Errorf("exit of the executor: status %d, told: %v, want %d", got, told, want)
 				}
 			})
 		})

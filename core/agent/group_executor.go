@@ -153,7 +153,7 @@ func (a *Agent) endGroups(c *change, e *executor) {
 		c.then(func() { e.cancelLaunch() })
 	case phaseRunning:
 		if e.shutdown || e.framework.terminating || a.leaving || a.drain != nil {
-			e.phase, e.idle = phaseTerminating, true
+			e.phase, e.idle = phaseTerminating, !e.destroying // with what is in it
 			c.then(func() { a.destroy(e, nil) })
 			return
 		}
@@ -188,7 +188,6 @@ func (a *Agent) shutDownGroups(c *change, e *executor) {
 			a.mu.Lock()
 			defer a.mu.Unlock()
 			if e.phase == phaseRunning {
-				e.idle = true
 				a.destroy(e, nil)
 			}
 		})

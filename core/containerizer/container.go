@@ -19,8 +19,9 @@ import (
 // container is one container in memory. The messages it points to are replaced, never changed, so that a checkpoint
 // or a record made of them stays true while it is being written or sent.
 type container struct {
-	id    string
-	debug bool // of class DEBUG: not stored (debug.go)
+	id     string
+	debug  bool        // of class DEBUG: not stored (debug.go)
+	docker *dockerWish // of type DOCKER; nil for others, and once found by load
 
 	ended    chan struct{} // closed when termination is set
 	launched chan struct{} // closed when no launch is under way

@@ -112,6 +112,8 @@ type Config struct {
 	Fence func(ctx context.Context, cgroup string) error
 	// Run containers as their user. Needs root; without it everything runs as the agent.
 	SwitchUser bool
+	// What containers of type DOCKER may have.
+	Docker DockerConfig
 	// Secret resolves a secret by reference. Without it containers that refer to secrets are refused.
 	Secret func(ctx context.Context, s *mesosv1.Secret) ([]byte, error)
 	// Default: the machine's.

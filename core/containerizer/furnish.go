@@ -29,12 +29,12 @@ func (c *Containerizer) furnish(ctx context.Context, ct *container) (launcher.Us
 		return who, err
 	}
 	if image == "" {
-		return who, c.fill(ctx, ct.spec, "", &who)
+		return who, c.fill(ctx, ct, ct.spec, "", &who)
 	}
 	if c.cfg.Images == nil {
 		return who, fmt.Errorf("image %s: this agent has no image provisioner", image)
 	}
-	early := !c.cfg.SwitchUser || numericUser(ct.spec.GetUser())
+	early := !c.cfg.SwitchUser || numericUser(ct.spec.GetUser()) && (ct.docker == nil || ct.docker.user)
 	spec := ct.spec // before provision replaces it
 	var rootfs string
 	var config *containerv1.ImageConfig
@@ -46,13 +46,17 @@ func (c *Containerizer) furnish(ctx context.Context, ct *container) (launcher.Us
 		if rootfs, config, err = c.cfg.Images.Provision(step, ct.id, image); err != nil {
 			return fmt.Errorf("image %s: %w", image, err)
 		}
+		if user := ct.docker.runsAs(spec, config); user != spec.GetUser() {
+			spec = proto.CloneOf(spec)
+			spec.User = user
+		}
 		if !early {
-			return c.fill(step, spec, rootfs, &who)
+			return c.fill(step, ct, spec, rootfs, &who)
 		}
 		return nil
 	})
 	if early {
-		both.Go(func() error { return c.fill(step, spec, "", &who) })
+		both.Go(func() error { return c.fill(step, ct, ct.spec, "", &who) })
 	}
 	if err := both.Wait(); err != nil {
 		return who, err
@@ -67,9 +71,12 @@ func (c *Containerizer) furnish(ctx context.Context, ct *container) (launcher.Us
 }
 
 // fill makes the sandbox with its stdout and stderr and fetches the URIs into it, all as the container's user.
-func (c *Containerizer) fill(ctx context.Context, spec *containerv1.Container, rootfs string, who *launcher.User) error {
+func (c *Containerizer) fill(ctx context.Context, ct *container, spec *containerv1.Container, rootfs string, who *launcher.User) error {
 	user, err := c.identify(spec.GetUser(), rootfs)
 	if err != nil {
+		return err
+	}
+	if err := c.keepsRoot(ct.docker, spec.GetUser(), user, rootfs); err != nil {
 		return err
 	}
 	*who = user
@@ -109,7 +116,7 @@ func imageName(spec *containerv1.Container) (string, error) {
 	image := spec.GetContainerInfo().GetMesos().GetImage()
 	switch {
 	case spec.GetContainerInfo().GetType() == mesosv1.ContainerInfo_DOCKER && spec.GetContainerInfo() != nil:
-		return "", errors.New("containers of type DOCKER need the Docker daemon, which this agent does without; use type MESOS")
+		return "", errors.New("container of type DOCKER: want it in the words of type MESOS by now") // by asDocker
 	case image == nil:
 		return "", nil
 	case image.GetType() != mesosv1.Image_DOCKER:
@@ -164,7 +171,7 @@ func addOwnMounts(spec *containerv1.Container, parent *container, merged *contai
 		case taken && first == agentOwner:
 			return fmt.Errorf("mounts.%s is the place of two volumes", mount.Destination)
 		case taken:
-			return fmt.Errorf("isolator(%s) set mounts.%s, which is the place of the sandbox or of a persistent volume", first, mount.Destination)
+			return fmt.Errorf("%s set mounts.%s, which is the place of the sandbox or of a persistent volume", m.name(first), mount.Destination)
 		}
 		merged.Owners["mounts."+mount.Destination] = agentOwner
 		if n == 0 { // first of all, so that isolators can mount below it

@@ -57,9 +57,19 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 	if err != nil {
 		return 0, err
 	}
+	if ct.docker != nil {
+		own, err := ct.docker.answer(ct.spec)
+		if err != nil {
+			return 0, err
+		}
+		answers = append([]answer{own}, answers...)
+	}
 	spec, err := merge(answers)
 	if err != nil {
 		return 0, err
+	}
+	if ct.docker != nil {
+		ct.docker.settle(ct.spec, who, spec)
 	}
 	parent, err := c.parent(ct)
 	if err != nil {
@@ -149,7 +159,12 @@ func (c *Containerizer) admit(ctx context.Context, want *containerv1.Container) 
 	}
 	want = proto.CloneOf(want)
 	attachable(want)
+	docker, err := asDocker(want, c.cfg.Docker, deviceOf)
+	if err != nil {
+		return nil, nil, err
+	}
 	ct := newContainer(want)
+	ct.docker = docker
 	ct.bootID, ct.resumed = c.cfg.BootID, true
 	ct.reason = isolatorv1.CleanupRequest_LAUNCH_FAILED
 	ctx, ct.cancel = context.WithCancelCause(ctx)

@@ -48,6 +48,9 @@ type merger struct {
 
 // name is a module as errors name it: with the place where the operator can change it.
 func (m *merger) name(module string) string {
+	if module == dockerOwner {
+		return "the container's own settings (" + dockerOwner + ")"
+	}
 	if where := m.where[module]; where != "" {
 		return "isolator(" + module + ") (" + where + ")"
 	}

@@ -7,6 +7,7 @@ package bundle
 import (
 	"github.com/mosaic-cluster/mosaic/authorizers/acl"
 	"github.com/mosaic-cluster/mosaic/isolators/cgroups"
+	"github.com/mosaic-cluster/mosaic/isolators/devices"
 	"github.com/mosaic-cluster/mosaic/isolators/dockervolume"
 	"github.com/mosaic-cluster/mosaic/isolators/linux"
 	"github.com/mosaic-cluster/mosaic/isolators/namespaces"
@@ -14,6 +15,7 @@ import (
 	"github.com/mosaic-cluster/mosaic/isolators/volumes"
 	"github.com/mosaic-cluster/mosaic/modules/qoscontrollers/load"
 	"github.com/mosaic-cluster/mosaic/modules/resourceestimators/fixed"
+	"github.com/mosaic-cluster/mosaic/modules/secretresolvers/file"
 	"github.com/mosaic-cluster/mosaic/sdk/module"
 )
 
@@ -22,6 +24,7 @@ func Modules() map[string]func() module.Module {
 	return map[string]func() module.Module{
 		"authorizer/acl":           func() module.Module { return acl.New() },
 		"isolator/cgroups":         func() module.Module { return cgroups.New() },
+		"isolator/devices":         func() module.Module { return devices.New() },
 		"isolator/linux":           func() module.Module { return linux.New() },
 		"isolator/namespaces":      func() module.Module { return namespaces.New() },
 		"isolator/volumes":         func() module.Module { return volumes.New() },
@@ -29,5 +32,6 @@ func Modules() map[string]func() module.Module {
 		"isolator/rlimits":         func() module.Module { return rlimits.New() },
 		"qos_controller/load":      func() module.Module { return load.New() },
 		"resource_estimator/fixed": func() module.Module { return fixed.New() },
+		"secret_resolver/file":     func() module.Module { return file.New() },
 	}
 }

@@ -1,0 +1,151 @@
+package containerizer
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/launchertest"
+	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
+)
+
+// docker describes a container of type DOCKER of an image that runs script by its shell.
+func (r *rig) docker(t *testing.T, image, options, script string) *containerv1.Container {
+	t.Helper()
+	c := r.container("c1", script)
+	c.User = "root"
+	c.TaskId = "task"
+	c.ContainerInfo = dockerSpec(t, `docker { image: "`+image+`" `+options+` }`).ContainerInfo
+	return c
+}
+
+// runDocker runs a container of type DOCKER to its end, which is to be a good one, and returns what it printed.
+func runDocker(t *testing.T, r *rig, want *containerv1.Container) []string {
+	t.Helper()
+	c := r.start(t)
+	defer stopAgent(t, c)
+	if _, err := c.Launch(launchertest.Context(t), want); err != nil {
+		t.Fatalf("Launch: %v", err)
+	}
+	if end := r.finish(t, c, "c1"); end.WaitStatus == nil || *end.WaitStatus != 0 {
+		b, _ := os.ReadFile(filepath.Join(want.Sandbox, "stderr"))
+		t.Fatalf("Wait: got %v, want exit 0: %s", end, b)
+	}
+	return strings.Split(r.output(t, "c1"), "\n")
+}
+
+func TestRealDockerContainerIsShutInAsByADaemon(t *testing.T) {
+	r := newRig(t)
+	image := busyboxImage(t, r)
+	lines := runDocker(t, r, r.docker(t, image, "network: NONE", `cd /
+busybox hostname
+busybox pwd
+echo $$
+busybox grep CapEff /proc/self/status
+busybox grep CapBnd /proc/self/status
+busybox ls /sys/class/net
+echo $MESOS_SANDBOX $MESOS_TASK_ID $MESOS_CONTAINER_NAME
+busybox mount -t tmpfs none /tmp 2>/dev/null && echo mounted || echo kept`))
+	const docker14 = "00000000a80425fb"
+	want := []string{"c1", "/", "1", "CapEff:\t" + docker14, "CapBnd:\t" + docker14, "lo", "/mnt/mesos/sandbox task mesos-c1", "kept"}
+	if len(lines) != len(want) {
+		t.Fatalf("output: got %q, want %q", lines, want)
+	}
+	for n := range want {
+		if lines[n] != want[n] {
+			t.Errorf("line %d: got %q, want %q", n, lines[n], want[n])
+		}
+	}
+}
+
+func TestRealDockerParametersHoldInTheContainer(t *testing.T) {
+	r := newRig(t)
+	r.cfg.Docker.Devices = []string{"/dev/full"}
+	image := busyboxImage(t, r)
+	if err := os.Mkdir(filepath.Join(image, "srv"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	lines := runDocker(t, r, r.docker(t, image, `network: NONE
+		parameters { key: "tmpfs" value: "/tmp:size=1m,mode=1777" }
+		parameters { key: "user" value: "4242:4243" }
+		parameters { key: "workdir" value: "/srv" }
+		parameters { key: "hostname" value: "given" }
+		parameters { key: "env" value: "A=b c" }
+		parameters { key: "cap-add" value: "SYS_TIME" }
+		parameters { key: "cap-drop" value: "ALL" }
+		parameters { key: "security-opt" value: "no-new-privileges" }
+		parameters { key: "sysctl" value: "net.ipv4.ip_unprivileged_port_start=80" }
+		parameters { key: "device" value: "/dev/full:/dev/fill" }
+		parameters { key: "oom-score-adj" value: "77" }
+		parameters { key: "pids-limit" value: "50" }
+		parameters { key: "init" value: "false" }`, `busybox hostname
+busybox pwd
+busybox id -u
+busybox id -g
+echo "$A"
+echo x > /tmp/new && busybox cat /tmp/new
+echo x > /mnt/mesos/sandbox/made && echo sandbox
+busybox grep CapBnd /proc/self/status
+busybox grep NoNewPrivs /proc/self/status
+busybox cat /proc/sys/net/ipv4/ip_unprivileged_port_start
+echo full 2>/dev/null > /dev/fill || echo refused
+busybox cat /dev/fill 2>/dev/null | busybox head -c 1 | busybox wc -c
+busybox cat /proc/self/oom_score_adj`))
+	want := []string{"given", "/srv", "4242", "4243", "b c", "x", "sandbox", "CapBnd:\t0000000002000000", "NoNewPrivs:\t1", "80", "refused", "1", "77"}
+	for n := range want {
+		if n >= len(lines) || lines[n] != want[n] {
+			t.Fatalf("output: got %q, want %q from line %d on", lines, want, n)
+		}
+	}
+	if entries, err := os.ReadDir(filepath.Join(r.env.Dir, "images", "containers")); err == nil && len(entries) > 0 {
+		t.Errorf("root filesystems: got %v, want none left", entries)
+	}
+}
+
+func TestRealDockerCommandComesAfterTheEntrypoint(t *testing.T) {
+	r := newRig(t)
+	image := busyboxImage(t, r)
+	want := r.docker(t, image, `parameters { key: "entrypoint" value: "/bin/busybox" }`, "")
+	no, value := false, "echo"
+	want.Command.Shell, want.Command.Value, want.Command.Arguments = &no, &value, []string{"one", "two"}
+	if got := runDocker(t, r, want); len(got) != 1 || got[0] != "one two" {
+		t.Errorf("output: got %q, want the entrypoint's, with value and arguments", got)
+	}
+}
+
+func TestRealDockerContainerOfAnotherMayNotBeRoot(t *testing.T) {
+	r := newRig(t)
+	image := busyboxImage(t, r)
+	c := r.start(t)
+	defer stopAgent(t, c)
+	want := r.docker(t, image, `parameters { key: "user" value: "0" }`, "id -u")
+	want.User = "nobody"
+	if _, err := c.Launch(launchertest.Context(t), want); err == nil || !strings.Contains(err.Error(), "container.docker") || !strings.Contains(err.Error(), "nobody") {
+		t.Errorf("Launch: got %v, want root refused to a task of nobody's", err)
+	}
+	waitFor(t, "everything is undone", func() bool { return len(c.all()) == 0 })
+}
+
+func TestRealDockerContainerIsKilledAndLeavesNothing(t *testing.T) {
+	r := newRig(t)
+	image := busyboxImage(t, r)
+	c := r.start(t)
+	defer stopAgent(t, c)
+	want := r.docker(t, image, `network: NONE`, "trap 'exit 9' TERM; touch /mnt/mesos/sandbox/ready; while :; do busybox sleep 0.05; done")
+	if _, err := c.Launch(launchertest.Context(t), want); err != nil {
+		t.Fatalf("Launch: %v", err)
+	}
+	waitFor(t, "it to be ready", func() bool { _, err := os.Stat(filepath.Join(want.Sandbox, "ready")); return err == nil })
+	if err := c.Signal(launchertest.Context(t), "c1", int(syscall.SIGTERM)); err != nil {
+		t.Fatalf("Signal: %v", err)
+	}
+	if end := r.finish(t, c, "c1"); end.WaitStatus == nil || syscall.WaitStatus(*end.WaitStatus).ExitStatus() != 9 {
+		t.Errorf("Wait: got %v, want its own exit 9", end)
+	}
+	b, err := os.ReadFile("/proc/self/mounts")
+	if err != nil || strings.Contains(string(b), r.env.Dir) {
+		t.Errorf("mounts: got %v and some below %s, want none left", err, r.env.Dir)
+	}
+}
