@@ -130,6 +130,7 @@ type Containerizer struct {
 	intents *intents
 
 	hostUsers hostUsers
+	logging   logging
 	// inside looks up a container's namespaces; another in tests, whose processes are none.
 	inside func(*container) (*namespaces, error)
 
@@ -170,7 +171,8 @@ func New(cfg Config) (*Containerizer, error) {
 		cfg: cfg, log: cfg.Logger,
 		runDir:     filepath.Join(cfg.RunDir, "c"),
 		containers: map[string]*container{}, skips: map[string]int{},
-		inside: namespacesOf,
+		inside:  namespacesOf,
+		logging: logging{helpers: map[string][]*helper{}},
 	}
 	c.life, c.end = context.WithCancel(context.Background())
 	if err := os.MkdirAll(c.runDir, 0o700); err != nil {

@@ -138,6 +138,9 @@ func (c *Containerizer) dismantle(ctx context.Context, ct *container) error {
 		err = c.fence(kill, ct)
 	}
 	cancel()
+	if err == nil {
+		err = c.endHelpers(ctx, ct.id)
+	}
 	if err != nil {
 		return err
 	}

@@ -113,6 +113,10 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 		defer sandbox.Close()
 		request.Stdout, request.Stderr = logsOf(sandbox)
 	}
+	helpers, err := c.direct(ctx, ct, request)
+	if err != nil {
+		return 0, err
+	}
 	chosen, err := c.choose(request)
 	if err != nil {
 		return 0, err
@@ -127,6 +131,7 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 	both, step := errgroup.WithContext(ctx)
 	both.Go(func() error { return c.save(step, ct) })
 	both.Go(func() error { return c.isolate(step, ct, isolators) })
+	both.Go(func() error { return c.startHelpers(step, ct, helpers) })
 	if err := both.Wait(); err != nil {
 		return 0, err
 	}

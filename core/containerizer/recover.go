@@ -112,6 +112,7 @@ func (c *Containerizer) Recover(ctx context.Context, known []string) ([]*contain
 	}
 	c.warm()
 	c.unstageStrangers()
+	c.endStrayHelpers(ctx)
 	list := c.all()
 	for _, level := range deepestFirst(list) {
 		c.each32(level, func(ct *container) { c.resume(ctx, ct, c.isWanted(ct, wanted)) })
@@ -263,6 +264,7 @@ func (c *Containerizer) readopt(ctx context.Context, ct *container) {
 		ct.phase = containerv1.Checkpoint_RUNNING // unwritten; see runs
 		ct.mu.Unlock()
 	}
+	c.takeUpHelpers(ctx, ct.id, false)
 	c.wg.Go(func() { c.watch(ct) })
 }
 

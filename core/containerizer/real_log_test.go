@@ -1,0 +1,259 @@
+package containerizer
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
+	containerloggerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/containerlogger/v1"
+)
+
+// fakeLogger answers what it is made of.
+type fakeLogger func(*containerv1.Container) (*containerloggerv1.PrepareResponse, error)
+
+func (f fakeLogger) Prepare(_ context.Context, r *containerloggerv1.PrepareRequest) (*containerloggerv1.PrepareResponse, error) {
+	return f(r.GetContainer())
+}
+
+func toPath(path string, size uint64, keep uint32) *containerloggerv1.Sink {
+	return &containerloggerv1.Sink{Sink: &containerloggerv1.Sink_Path{Path: path}, RotateBytes: size, Keep: keep}
+}
+
+func toHelper(name string) *containerloggerv1.Sink {
+	return &containerloggerv1.Sink{Sink: &containerloggerv1.Sink_Helper{Helper: name}}
+}
+
+// copier is a logger whose helper appends its own pid and what it reads to a file.
+func copier(file string, restart bool) fakeLogger {
+	return func(*containerv1.Container) (*containerloggerv1.PrepareResponse, error) {
+		return &containerloggerv1.PrepareResponse{Stdout: toHelper("copy"), Stderr: toHelper("copy"), Helpers: []*containerv1.Helper{{
+			Name: "copy", Argv: []string{"/bin/sh", "-c", `echo "pid $$" >>"$TO"; exec cat >>"$TO"`},
+			Environment: map[string]string{"TO": file}, Restart: restart,
+		}}}, nil
+	}
+}
+
+// copierPids are the pids of the copiers that have run.
+func copierPids(t *testing.T, file string) (pids []int) {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	for line := range strings.SplitSeq(string(b), "\n") {
+		if p, ok := strings.CutPrefix(line, "pid "); ok {
+			pid, err := strconv.Atoi(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// nothingOfHelpers checks that no helper left a file or a cgroup.
+func (r *rig) nothingOfHelpers(t *testing.T) {
+	t.Helper()
+	if left, err := filepath.Glob(filepath.Join(r.cfg.RunDir, "h", "*")); err != nil || len(left) > 0 {
+		t.Errorf("run directory: got %v, %v, want nothing of helpers", left, err)
+	}
+	if left, err := filepath.Glob("/sys/fs/cgroup/*/" + r.env.Root + "/*.h*"); err != nil || len(left) > 0 {
+		t.Errorf("cgroups: got %v, %v, want none of helpers", left, err)
+	}
+}
+
+func TestRealOutputIsRotatedInTheSandbox(t *testing.T) {
+	r := newRig(t)
+	c := r.start(t)
+	defer stopAgent(t, c)
+	c.UseLogger(fakeLogger(func(ct *containerv1.Container) (*containerloggerv1.PrepareResponse, error) {
+		return &containerloggerv1.PrepareResponse{
+			Stdout: toPath(ct.GetSandbox()+"/stdout", 10000, 2), Stderr: toPath(ct.GetSandbox()+"/errors", 0, 0),
+		}, nil
+	}))
+	if _, err := c.Launch(t.Context(), r.container("c1", "seq 1 10000; echo wrong >&2")); err != nil {
+		t.Fatalf("Launch: %v", err)
+	}
+	r.finish(t, c, "c1")
+	sandbox := filepath.Join(r.env.Dir, "sandboxes", "c1")
+	var all strings.Builder
+	for _, name := range []string{"stdout.2", "stdout.1", "stdout"} {
+		b, err := os.ReadFile(filepath.Join(sandbox, name))
+		if err != nil || len(b) == 0 || len(b) > 10010 {
+			t.Errorf("%s: got %d bytes, %v, want up to 10000", name, len(b), err)
+		}
+		info, err := os.Stat(filepath.Join(sandbox, name))
+		if err != nil || info.Sys().(*syscall.Stat_t).Uid != 65534 {
+			t.Errorf("%s: got %v, %v, want it to be the user's", name, info, err)
+		}
+		all.Write(b)
+	}
+	lines := strings.Split(strings.TrimSpace(all.String()), "\n")
+	first, err := strconv.Atoi(lines[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, line := range lines {
+		if line != strconv.Itoa(first+n) {
+			t.Fatalf("line %d: got %q, want %d", n, line, first+n)
+		}
+	}
+	if lines[len(lines)-1] != "10000" {
+		t.Errorf("last line: got %s, want 10000", lines[len(lines)-1])
+	}
+	if b, err := os.ReadFile(filepath.Join(sandbox, "errors")); err != nil || string(b) != "wrong\n" {
+		t.Errorf("errors: got %q, %v", b, err)
+	}
+	r.nothingOfHelpers(t)
+}
+
+func TestRealLoggerKilledTheTaskLivesAndTheLogGoesOn(t *testing.T) {
+	r := newRig(t)
+	file := filepath.Join(r.env.Dir, "log")
+	c := r.start(t)
+	c.UseLogger(copier(file, true))
+	sandbox := filepath.Join(r.env.Dir, "sandboxes", "c1")
+	script := `n=0; while [ ! -e stop ]; do n=$((n+1)); echo "line $n"; echo "error $n" >&2; sleep 0.01; done; echo "last $n"`
+	if _, err := c.Launch(t.Context(), r.container("c1", script)); err != nil {
+		t.Fatalf("Launch: %v", err)
+	}
+	for kills := 1; kills <= 3; kills++ {
+		waitFor(t, "a helper to run", func() bool { return len(copierPids(t, file)) >= kills })
+		if err := syscall.Kill(copierPids(t, file)[kills-1], syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitFor(t, "the fourth helper", func() bool { return len(copierPids(t, file)) == 4 })
+
+	// The agent goes and comes again: the helper is the same.
+	stopAgent(t, c)
+	c = r.start(t)
+	defer stopAgent(t, c)
+	found, err := c.Recover(t.Context(), []string{"c1"})
+	if err != nil || len(found) != 1 || found[0].GetPhase() != containerv1.Checkpoint_RUNNING {
+		t.Fatalf("Recover = %v, %v, want c1 running", found, err)
+	}
+	if err := syscall.Kill(copierPids(t, file)[3], syscall.SIGKILL); err != nil {
+		t.Fatalf("the helper after the agent's restart: %v", err)
+	}
+	waitFor(t, "a helper started by the new agent", func() bool { return len(copierPids(t, file)) == 5 })
+	if err := os.WriteFile(filepath.Join(sandbox, "stop"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if end := r.finish(t, c, "c1"); end.WaitStatus == nil || end.GetWaitStatus() != 0 {
+		t.Errorf("end: got %v, want exit 0", end)
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, count, ok := strings.Cut(strings.TrimSpace(string(b[strings.LastIndex(string(b), "last "):])), " ")
+	total, err := strconv.Atoi(count)
+	if !ok || err != nil {
+		t.Fatalf("the log ends with %q", b[max(0, len(b)-100):])
+	}
+	missing := 0
+	for n := 1; n <= total; n++ {
+		if !strings.Contains(string(b), fmt.Sprintf("line %d\n", n)) {
+			missing++
+		}
+	}
+	// A helper that is killed may have read a piece and not written it.
+	if missing > 20 {
+		t.Errorf("of %d lines %d are missing, want only what a killed helper had in hand", total, missing)
+	}
+	r.nothingOfHelpers(t)
+}
+
+func TestRealHelperThatIsNotToBeStartedAgainTakesItsContainerAlong(t *testing.T) {
+	r := newRig(t)
+	file := filepath.Join(r.env.Dir, "log")
+	c := r.start(t)
+	defer stopAgent(t, c)
+	c.UseLogger(copier(file, false))
+	if _, err := c.Launch(t.Context(), r.container("c1", "echo up; sleep 1000")); err != nil {
+		t.Fatalf("Launch: %v", err)
+	}
+	waitFor(t, "the helper", func() bool { return len(copierPids(t, file)) == 1 })
+	if err := syscall.Kill(copierPids(t, file)[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	end := r.finish(t, c, "c1")
+	if end.GetState() != "TASK_FAILED" || !strings.Contains(end.GetMessage(), "helper copy of container_logger: it ended with wait status 0x9") {
+		t.Errorf("end: got %v, want it to name the helper", end)
+	}
+	r.nothingOfHelpers(t)
+}
+
+func TestRealHelpersOfAContainerThatEndedMeanwhileEndToo(t *testing.T) {
+	r := newRig(t)
+	file := filepath.Join(r.env.Dir, "log")
+	c := r.start(t)
+	c.UseLogger(fakeLogger(func(*containerv1.Container) (*containerloggerv1.PrepareResponse, error) {
+		return &containerloggerv1.PrepareResponse{Helpers: []*containerv1.Helper{ // one that reads nothing and never ends
+			{Name: "deaf", Argv: []string{"/bin/sh", "-c", `echo "pid $$" >>` + file + `; exec sleep 1000`}, Restart: true},
+		}}, nil
+	}))
+	if _, err := c.Launch(t.Context(), r.container("c1", "echo up; until [ -e stop ]; do sleep 0.02; done")); err != nil {
+		t.Fatalf("Launch: %v", err)
+	}
+	waitFor(t, "the helper", func() bool { return len(copierPids(t, file)) == 1 })
+	stopAgent(t, c)
+	c = r.start(t)
+	defer stopAgent(t, c)
+	if _, err := c.Recover(t.Context(), nil); err != nil { // nobody wants it
+		t.Fatal(err)
+	}
+	waitFor(t, "it to be taken back", func() bool { _, err := c.find("c1"); return err != nil })
+	if pids := copierPids(t, file); len(pids) != 1 || syscall.Kill(pids[0], 0) == nil {
+		t.Errorf("helpers: got %v, want one that is gone", pids)
+	}
+	r.nothingOfHelpers(t)
+}
+
+func TestRealLaunchWhoseLoggerFailsOrRefuses(t *testing.T) {
+	r := newRig(t)
+	c := r.start(t)
+	defer stopAgent(t, c)
+	c.UseLogger(fakeLogger(func(*containerv1.Container) (*containerloggerv1.PrepareResponse, error) {
+		return nil, status.Error(codes.Unavailable, "down")
+	}))
+	if _, err := c.Launch(t.Context(), r.container("plain", "echo hello")); err != nil {
+		t.Fatalf("Launch without its logger: %v, want plain files", err)
+	}
+	r.finish(t, c, "plain")
+	if got := r.output(t, "plain"); got != "hello" {
+		t.Errorf("stdout: got %q, want hello", got)
+	}
+	for want, answer := range map[string]fakeLogger{
+		"no such size": func(*containerv1.Container) (*containerloggerv1.PrepareResponse, error) {
+			return nil, status.Error(codes.InvalidArgument, "no such size")
+		},
+		"want a file in the sandbox itself": func(ct *containerv1.Container) (*containerloggerv1.PrepareResponse, error) {
+			return &containerloggerv1.PrepareResponse{Stdout: toPath(ct.GetSandbox()+"/a/b", 0, 0)}, nil
+		},
+		"helper broken of container_logger": func(*containerv1.Container) (*containerloggerv1.PrepareResponse, error) {
+			return &containerloggerv1.PrepareResponse{Stderr: toHelper("broken"), Helpers: []*containerv1.Helper{{Name: "broken", Argv: []string{"/no/such"}}}}, nil
+		},
+	} {
+		c.UseLogger(answer)
+		if _, err := c.Launch(t.Context(), r.container("c1", "touch ran")); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Launch: got %v, want it to say %q", err, want)
+		}
+		waitFor(t, "it to be taken back", func() bool { _, err := c.find("c1"); return err != nil })
+		if _, err := os.Stat(filepath.Join(r.env.Dir, "sandboxes", "c1", "ran")); err == nil {
+			t.Error("the command ran")
+		}
+	}
+	r.nothingOfHelpers(t)
+}
