@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/user"
 	"path/filepath"
 	"strings"
@@ -30,7 +29,6 @@ const detachedFailover = 100 * 365 * 24 * time.Hour
 type runOptions struct {
 	master   string
 	file     string // of a group
-	image    string
 	name     string
 	role     string
 	user     string
@@ -49,6 +47,8 @@ type runOptions struct {
 	argv     []string
 	in       io.Reader
 	out, err io.Writer
+
+	containerFlags
 
 	tty, interactive bool
 	keys             string
@@ -84,6 +84,8 @@ number if a signal ended it; 125 if it could not be started.`,
 		Example: `  mosaic run -- echo hello
   mosaic run --cpus 0.5 --mem 64 --env WHO=world --shell -- 'echo hello $WHO'
   mosaic run --image ./rootfs -- /bin/sh -c 'ls /'
+  mosaic run --image nginx --network bridge --publish 80
+  mosaic run --image ./rootfs --volume /data:/data:ro --workdir /data -- ls
   mosaic run --detach --name web -- python3 -m http.server 31000
   mosaic run -it --image ./rootfs -- /bin/sh
   mosaic run --group web-and-cache.yaml`,
@@ -113,9 +115,9 @@ number if a signal ended it; 125 if it could not be started.`,
 	}
 	masterFlag(cmd, &o.master)
 	o.terminalFlags(cmd)
+	o.imageFlags(cmd)
 	f := cmd.Flags()
 	f.StringVarP(&o.file, "group", "f", "", "run the tasks of this file together; see above")
-	f.StringVar(&o.image, "image", "", "run in the root filesystem of an image: an OCI layout, an image archive or a folder")
 	f.Float64Var(&o.cpus, "cpus", 0.1, "cores to reserve")
 	f.Float64Var(&o.mem, "mem", 32, "memory to reserve, in MB")
 	f.Float64Var(&o.disk, "disk", 0, "disk to reserve, in MB")
@@ -140,11 +142,14 @@ func (o *runOptions) resources() resources.Quantities {
 	if o.disk > 0 {
 		r["disk"] = o.disk
 	}
+	if o.gpus > 0 {
+		r["gpus"] = float64(o.gpus)
+	}
 	return r
 }
 
 // ofOneTask are flags that describe the task, which a group's file does for each.
-var ofOneTask = []string{"image", "name", "env", "uri", "shell", "max-cpus", "max-mem", "grace", "tty", "interactive"}
+var ofOneTask = []string{"image", "name", "env", "uri", "shell", "max-cpus", "max-mem", "grace", "tty", "interactive", "network", "publish", "volume", "gpus", "workdir"}
 
 func (o *runOptions) checkGroup(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
@@ -175,7 +180,7 @@ func (o *runOptions) check() error {
 		}
 		o.user = u.Username
 	}
-	return nil
+	return o.checkContainer()
 }
 
 // task builds the TaskInfo without agent and resources.
@@ -215,24 +220,8 @@ func (o *runOptions) task() (*mesosv1.TaskInfo, error) {
 		}
 		t.Limits["mem"] = &mesosv1.Value_Scalar{Value: &o.maxMem}
 	}
-	if o.tty {
-		t.Container = &mesosv1.ContainerInfo{Type: mesosv1.ContainerInfo_MESOS.Enum(), TtyInfo: o.terminalInfo()}
-	}
-	if o.image != "" {
-		image := o.image
-		if _, err := os.Stat(image); err == nil {
-			if image, err = filepath.Abs(image); err != nil {
-				return nil, err
-			}
-		} else if strings.HasPrefix(image, "/") || strings.HasPrefix(image, ".") {
-			return nil, fmt.Errorf("image: %w", err)
-		}
-		if t.Container == nil {
-			t.Container = &mesosv1.ContainerInfo{Type: mesosv1.ContainerInfo_MESOS.Enum()}
-		}
-		t.Container.Mesos = &mesosv1.ContainerInfo_MesosInfo{Image: &mesosv1.Image{
-			Type: mesosv1.Image_DOCKER.Enum(), Docker: &mesosv1.Image_Docker{Name: &image},
-		}}
+	if err := o.container(t); err != nil {
+		return nil, err
 	}
 	return t, nil
 }

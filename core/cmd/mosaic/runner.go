@@ -79,6 +79,9 @@ func (o *runOptions) run(ctx context.Context) (int, error) {
 			{Type: mesosv1.FrameworkInfo_Capability_TASK_KILLING_STATE.Enum()},
 		},
 	}
+	if o.gpus > 0 { // machines with some are offered to nobody else
+		r.framework.Capabilities = append(r.framework.Capabilities, &mesosv1.FrameworkInfo_Capability{Type: mesosv1.FrameworkInfo_Capability_GPU_RESOURCES.Enum()})
+	}
 	r.client = scheduler.New(scheduler.Config{
 		Master: o.master, GiveUpAfter: 3 * time.Second, Logger: slog.New(slog.DiscardHandler), Framework: r.framework.CloneVT(),
 	})
@@ -237,6 +240,9 @@ const explainTimeout = 2 * time.Second
 // waiting says what the task waits for, and why, if the master can tell.
 func (r *runner) waiting(ctx context.Context) string {
 	text := fmt.Sprintf("waiting for an offer of %s in role %s", amountsText(r.total()), r.role)
+	if len(r.publish) > 0 {
+		text += " with the ports to publish"
+	}
 	ctx, cancel := context.WithTimeout(ctx, explainTimeout)
 	defer cancel()
 	q := operator.Question{Framework: r.client.FrameworkID().GetValue(), Role: r.role, Need: amountsText(r.total()), Examples: 1}
@@ -263,8 +269,8 @@ func (r *runner) offers(ctx context.Context, offers []*mesosv1.Offer) error {
 	var rest []*mesosv1.OfferID
 	for _, offer := range offers {
 		parts, ok := divide(offer.GetResources(), r.needs)
-		if r.launched || !ok {
-			if !ok {
+		if r.launched || !ok || !r.addPorts(parts, offer) {
+			if !r.launched {
 				r.tooSmall++
 			}
 			rest = append(rest, offer.GetId())

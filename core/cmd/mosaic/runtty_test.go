@@ -43,7 +43,7 @@ func TestATerminalForATaskIsAskedForWell(t *testing.T) {
 	if err := pty.Setsize(keys, &pty.Winsize{Rows: 12, Cols: 34}); err != nil {
 		t.Fatal(err)
 	}
-	o := &runOptions{tty: true, image: "/", user: "nobody", argv: []string{"sh"}, in: tty, out: io.Discard}
+	o := &runOptions{tty: true, containerFlags: containerFlags{image: "/"}, user: "nobody", argv: []string{"sh"}, in: tty, out: io.Discard}
 	task, err := o.task()
 	if size := task.GetContainer().GetTtyInfo().GetWindowSize(); err != nil || size.GetRows() != 12 || size.GetColumns() != 34 || task.GetContainer().GetMesos().GetImage() == nil {
 		t.Errorf("task %v, %v; want the size of our terminal, and its image", task, err)

@@ -108,7 +108,7 @@ func TestWhatRunAsksFor(t *testing.T) {
 	t.Setenv("PASSED_ON", "yes")
 	o := &runOptions{
 		cpus: 1, mem: 32, maxCPUs: 2, maxMem: 64, user: "nobody", grace: 2 * time.Second, argv: []string{"/bin/echo", "a", "b"},
-		env: []string{"A=1=2", "PASSED_ON", "EMPTY="}, uris: []string{"http://h/f"}, image: "/",
+		env: []string{"A=1=2", "PASSED_ON", "EMPTY="}, uris: []string{"http://h/f"}, containerFlags: containerFlags{image: "/"},
 	}
 	if err := o.check(); err != nil {
 		t.Fatal(err)
@@ -143,7 +143,7 @@ func TestWhatRunAsksFor(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	if _, err := (&runOptions{argv: []string{"true"}, image: "./no-such-folder"}).task(); err == nil || !strings.Contains(err.Error(), "no-such-folder") {
+	if _, err := (&runOptions{argv: []string{"true"}, containerFlags: containerFlags{image: "./no-such-folder"}}).task(); err == nil || !strings.Contains(err.Error(), "no-such-folder") {
 		t.Errorf("an image that is not there = %v, want it named", err)
 	}
 }
