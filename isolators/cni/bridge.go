@@ -1,0 +1,178 @@
+package cni
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// The built-in network: a bridge of this machine, addresses leased from one subnet, what leaves the machine
+// masqueraded, ports published. It is there for those who have configured nothing.
+
+// bridgeInterface is the bridge's name on the host. All agents of a machine share it.
+const bridgeInterface = "mosaic0"
+
+// leases is where the built-in network's addresses are leased, for all agents of a machine. It is gone after a restart
+// of the machine, as the containers are.
+const leases = "/run/mosaic/cni-leases"
+
+// candidates are the subnets to choose from: the first that nothing on this machine has a route to.
+func candidates() []netip.Prefix {
+	var list []netip.Prefix
+	for second := byte(88); second < 104; second++ {
+		list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, second, 0, 0}), 16))
+	}
+	for third := byte(200); third < 232; third++ {
+		list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, third, 0}), 24))
+	}
+	return list
+}
+
+// builtIn is the configuration of the built-in network. The rules of its masquerading and its ports are made by
+// iptables, or by nft where that is missing; without either it has neither, and says so by not declaring the
+// capability.
+func builtIn(name string, subnet netip.Prefix, backend string) (*network, error) {
+	type object = map[string]any
+	bridge := object{
+		"type": "bridge", "bridge": bridgeInterface, "isGateway": true, "hairpinMode": true,
+		"ipMasq":       backend != "",
+		"capabilities": object{"ips": true},
+		"ipam": object{
+			"type": "host-local", "dataDir": leases,
+			"ranges": [][]object{{{"subnet": subnet.String()}}}, "routes": []object{{"dst": "0.0.0.0/0"}},
+		},
+	}
+	plugins := []object{bridge}
+	if backend != "" {
+		bridge["ipMasqBackend"] = backend
+		plugins = append(plugins, object{"type": "portmap", "snat": true, "backend": backend, "capabilities": object{"portMappings": true}})
+	}
+	data, err := json.Marshal(object{"name": name, "cniVersion": "1.0.0", "plugins": plugins})
+	if err != nil {
+		return nil, err
+	}
+	return parseNetwork(data)
+}
+
+// ruleMaker is the program that rules are made with, as plugins call it; "" without one.
+func ruleMaker() string {
+	if _, err := exec.LookPath("iptables"); err == nil {
+		return "iptables"
+	}
+	if _, err := exec.LookPath("nft"); err == nil {
+		return "nftables"
+	}
+	return ""
+}
+
+// chooseSubnet returns the built-in network's subnet: that which its bridge has, that which another agent chose since
+// the machine started, or the first that is free. The choice is written down, so that agents agree.
+func chooseSubnet(dir string) (netip.Prefix, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return netip.Prefix{}, err
+	}
+	file, err := os.OpenFile(filepath.Join(dir, "subnet"), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	defer file.Close() // and with it the lock
+	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX); err != nil {
+		return netip.Prefix{}, fmt.Errorf("lock %s: %w", file.Name(), err)
+	}
+	taken, own, err := occupied()
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	if own.IsValid() {
+		return own, nil
+	}
+	text := make([]byte, 64)
+	n, _ := file.ReadAt(text, 0)
+	if kept, err := netip.ParsePrefix(strings.TrimSpace(string(text[:n]))); err == nil && free(kept, taken) {
+		return kept, nil
+	}
+	for _, p := range candidates() {
+		if free(p, taken) {
+			if err := file.Truncate(0); err != nil {
+				return p, err
+			}
+			_, err := file.WriteAt([]byte(p.String()+"\n"), 0)
+			return p, err
+		}
+	}
+	return netip.Prefix{}, fmt.Errorf("no subnet is free for the built-in network, set bridge_subnet")
+}
+
+func free(p netip.Prefix, taken []netip.Prefix) bool {
+	for _, t := range taken {
+		if t.Bits() > 0 && t.Overlaps(p) { // a default route takes nothing
+			return false
+		}
+	}
+	return true
+}
+
+// occupied are the subnets that this machine has addresses in or routes to, and that of the built-in bridge, if it is
+// there already.
+func occupied() (taken []netip.Prefix, own netip.Prefix, err error) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, own, fmt.Errorf("list interfaces: %w", err)
+	}
+	for _, in := range interfaces {
+		list, err := in.Addrs()
+		if err != nil {
+			continue // gone meanwhile
+		}
+		for _, a := range list {
+			p, err := netip.ParsePrefix(a.String())
+			if err != nil || !p.Addr().Is4() {
+				continue
+			}
+			if in.Name == bridgeInterface && !own.IsValid() {
+				own = p.Masked()
+			}
+			taken = append(taken, p.Masked())
+		}
+	}
+	data, err := os.ReadFile("/proc/thread-self/net/route")
+	if err != nil {
+		return nil, own, err
+	}
+	return append(taken, parseRoutes(data)...), own, nil
+}
+
+// parseRoutes reads /proc/net/route: a line of headings, then interface, destination and, eighth, mask, in hex and in
+// the machine's order of bytes. Routes of the built-in bridge itself are left out.
+func parseRoutes(data []byte) []netip.Prefix {
+	var list []netip.Prefix
+	for s := bufio.NewScanner(bytes.NewReader(data)); s.Scan(); {
+		f := strings.Fields(s.Text())
+		if len(f) < 8 || f[0] == bridgeInterface {
+			continue
+		}
+		address, err1 := hex.DecodeString(f[1])
+		mask, err2 := hex.DecodeString(f[7])
+		if err1 != nil || err2 != nil || len(address) != 4 || len(mask) != 4 {
+			continue
+		}
+		var a, m [4]byte
+		binary.NativeEndian.PutUint32(a[:], binary.BigEndian.Uint32(address))
+		binary.NativeEndian.PutUint32(m[:], binary.BigEndian.Uint32(mask))
+		bits, size := net.IPMask(m[:]).Size()
+		if size == 32 {
+			list = append(list, netip.PrefixFrom(netip.AddrFrom4(a), bits).Masked())
+		}
+	}
+	return list
+}
