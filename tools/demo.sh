@@ -95,4 +95,34 @@ expect 0 'killing' task kill pulse
 for _ in $(seq 100); do "$mosaic" task ls | grep -q pulse || break; sleep 0.1; done
 expect 0 'pulse.*TASK_KILLED' task ls --all
 
+say "Why a task does not run"
+expect 0 'smallest change' explain task --cpus 64
+
+if [ $root = 1 ]; then
+  say "A command beside a task, in its container"
+  expect 0 '^room-' run --detach --name room --shell -- 'echo written by the task >note; exec sleep 1000'
+  for _ in $(seq 50); do "$mosaic" task ls | grep -q 'room.*TASK_RUNNING' && break; sleep 0.1; done
+  sleep 0.2
+  expect 0 'written by the task' task exec room -- sh -c 'cat note; tr "\0" " " </proc/1/cmdline; echo'
+  expect 0 'killing' task kill room
+
+  say "Two tasks that belong together: one network, one folder, one fate"
+  cat >"$dir/group.yaml" <<'YAML'
+tasks:
+  - name: server
+    command: {value: "echo 'from the server' > shared/page; until [ -e shared/read ]; do sleep 0.1; done; echo 'the client has read it'"}
+    container:
+      type: MESOS
+      volumes:
+        - {container_path: shared, mode: RW, source: {type: SANDBOX_PATH, sandbox_path: {type: PARENT, path: common}}}
+  - name: client
+    command: {value: "until [ -e shared/page ]; do sleep 0.1; done; cat shared/page; touch shared/read"}
+    container:
+      type: MESOS
+      volumes:
+        - {container_path: shared, mode: RW, source: {type: SANDBOX_PATH, sandbox_path: {type: PARENT, path: common}}}
+YAML
+  expect 0 'client . from the server' run --group "$dir/group.yaml"
+fi
+
 say "All of it went as it should"
