@@ -28,6 +28,8 @@ agent {
   gc_disk_headroom    = 0.25
   fetcher_cache_size  = "2GiB"
   executor_environment = { LANG = "C" }
+  registry_mirrors    = { "docker.io" = ["http://one:5000", "http://two:5000"], "quay.io" = "https://three" }
+  max_completed_executors_per_framework = 0
 }
 
 master {
@@ -77,6 +79,8 @@ func TestAWholeSiteIsRead(t *testing.T) {
 		Listen: "10.0.0.7:5051", Masters: []string{"10.0.0.1:5050"}, WorkDir: "/var/lib/mosaic/agent",
 		Resources: "cpus:4;mem:8192", Launchers: []string{"oci", "process"}, SwitchUser: &no, GCDelay: 36 * time.Hour,
 		GCDiskHeadroom: 0.25, FetcherCacheSize: 2 << 30, ExecutorEnvironment: map[string]string{"LANG": "C"},
+		RegistryMirrors:       map[string][]string{"docker.io": {"http://one:5000", "http://two:5000"}, "quay.io": {"https://three"}},
+		MaxCompletedExecutors: new(0),
 	}
 	if !reflect.DeepEqual(c.Agent, wantAgent) {
 		t.Errorf("Agent = %+v, want %+v", c.Agent, wantAgent)

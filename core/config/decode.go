@@ -132,6 +132,18 @@ func assign(field reflect.Value, v cty.Value, tag reflect.StructTag) error {
 			return err
 		}
 		*into = m
+	case *map[string][]string:
+		c, err := as(v, cty.Map(cty.DynamicPseudoType), "a map of lists of texts")
+		if err != nil {
+			return err
+		}
+		m := make(map[string][]string)
+		for k, e := range c.AsValueMap() {
+			if m[k], err = toTexts(e); err != nil {
+				return fmt.Errorf("%s: %w", k, err)
+			}
+		}
+		*into = m
 	case *bool:
 		b, err := toBool(v)
 		if err != nil {

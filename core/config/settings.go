@@ -127,6 +127,24 @@ type Agent struct {
 	// Ended executors of each framework that are known; 0 is none, nil if not said.
 	MaxCompletedExecutors *int `name:"max_completed_executors_per_framework" min:"0"`
 
+	// Images: the registry of names that say none, Docker's configuration file with credentials, certificates of further
+	// authorities, mirrors of registries as URLs, and registries spoken with in plain HTTP.
+	DockerRegistry    string              `name:"docker_registry"`
+	DockerConfig      string              `name:"docker_config" form:"path"`
+	RegistryCA        string              `name:"registry_ca" form:"path"`
+	RegistryMirrors   map[string][]string `name:"registry_mirrors"`
+	RegistryPlainHTTP []string            `name:"registry_plain_http"`
+	// Folder of archives to take images from instead; where Appc images are found, and those that are there.
+	ImageArchives string `name:"image_archives" form:"path"`
+	AppcPrefix    string `name:"appc_simple_discovery_uri_prefix"`
+	AppcStore     string `name:"appc_store_dir" form:"path"`
+	// How containers get roots of their own.
+	ImageBackend string `name:"image_provisioner_backend" oneof:"overlay,copy"`
+	// Share of the disk to be kept free by removing images nobody uses, how often it is looked at, and which stay.
+	ImageDiskHeadroom      float64       `name:"image_disk_headroom" min:"0" max:"0.99"`
+	ImageDiskWatchInterval time.Duration `name:"image_disk_watch_interval" min:"1s"`
+	ImageGCExcluded        []string      `name:"image_gc_excluded"`
+
 	// Cache of downloaded URIs.
 	FetcherCacheSize Bytes `name:"fetcher_cache_size" min:"0"`
 }

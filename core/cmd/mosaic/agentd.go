@@ -27,6 +27,7 @@ import (
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/oci"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/process"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/provisioner"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/provisioner/registry"
 	"github.com/mosaic-cluster/mosaic/core/containerizer/shim"
 	"github.com/mosaic-cluster/mosaic/core/modulehost"
 )
@@ -273,7 +274,16 @@ func newContainerizer(o agentOptions, workDir, run string, store *agent.Store, r
 	if err != nil {
 		return nil, err
 	}
-	images, err := provisioner.New(provisioner.Config{Dir: filepath.Join(workDir, "images"), Logger: log})
+	set := o.composition.Agent
+	images, err := provisioner.New(provisioner.Config{
+		Dir: filepath.Join(workDir, "images"), Backend: set.ImageBackend, Archives: set.ImageArchives,
+		AppcPrefix: set.AppcPrefix, AppcStore: set.AppcStore, Secret: resolver.resolve, Logger: log,
+		Registries: registry.Config{
+			Default: set.DockerRegistry, CredentialsFile: set.DockerConfig, CAFile: set.RegistryCA,
+			Mirrors: set.RegistryMirrors, PlainHTTP: set.RegistryPlainHTTP,
+		},
+		GC: provisioner.GCConfig{Headroom: set.ImageDiskHeadroom, Interval: set.ImageDiskWatchInterval, Excluded: set.ImageGCExcluded},
+	})
 	if err != nil {
 		return nil, err
 	}
