@@ -133,15 +133,16 @@ func assign(field reflect.Value, v cty.Value, tag reflect.StructTag) error {
 		}
 		*into = m
 	case *map[string][]string:
-		c, err := as(v, cty.Map(cty.DynamicPseudoType), "a map of lists of texts")
-		if err != nil {
-			return err
+		if t := v.Type(); !t.IsObjectType() && !t.IsMapType() || !v.IsWhollyKnown() {
+			return fmt.Errorf("got %s, want a map of lists of texts", show(v))
 		}
 		m := make(map[string][]string)
-		for k, e := range c.AsValueMap() {
-			if m[k], err = toTexts(e); err != nil {
+		for k, e := range v.AsValueMap() {
+			list, err := toTexts(e)
+			if err != nil {
 				return fmt.Errorf("%s: %w", k, err)
 			}
+			m[k] = list
 		}
 		*into = m
 	case *bool:
