@@ -114,12 +114,12 @@ func TestAWholeSiteIsRead(t *testing.T) {
 		t.Errorf("module = %+v, want %+v", m, want)
 	}
 	m = c.Modules[2]
-	if m.Range.Start.Line != 32 || m.Ranges["checksum"].Start.Line != 35 || m.Ranges["config"].Start.Line != 42 {
+	if m.Range.Start.Line != 34 || m.Ranges["checksum"].Start.Line != 37 || m.Ranges["config"].Start.Line != 44 {
 		t.Errorf("places are %s, checksum %s, config %s", m.Range, m.Ranges["checksum"], m.Ranges["config"])
 	}
 	attributes, diags := m.Config.JustAttributes()
-	if diags.HasErrors() || attributes["policy"] == nil || attributes["policy"].Range.Start.Line != 43 {
-		t.Errorf("config body has %v (%v), want policy at line 43", attributes, diags)
+	if diags.HasErrors() || attributes["policy"] == nil || attributes["policy"].Range.Start.Line != 45 {
+		t.Errorf("config body has %v (%v), want policy at line 45", attributes, diags)
 	}
 }
 
