@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
@@ -69,6 +70,7 @@ func (c *Containerizer) launchDebug(ctx context.Context, ct *container) (pid int
 	if err != nil {
 		return 0, err
 	}
+	request.TerminalRoot = inside.root
 	chosen, err := c.choose(request)
 	if err != nil {
 		return 0, err
@@ -135,6 +137,7 @@ func (c *Containerizer) debugRequest(ctx context.Context, ct, parent *container,
 type namespaces struct {
 	files []*os.File
 	list  []*containerv1.Namespace
+	root  string // the process's root folder, where it is not the agent's mount namespace
 }
 
 func (n *namespaces) close() {
@@ -178,8 +181,15 @@ func namespacesOf(ct *container) (*namespaces, error) {
 			return n, fmt.Errorf("namespaces of container %s: %w", ct.id, err)
 		}
 		if !os.SameFile(own, theirs) {
-			where := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
-			n.list = append(n.list, &containerv1.Namespace{Type: kind.is, Path: where})
+			n.list = append(n.list, &containerv1.Namespace{Type: kind.is, Path: pathOf(f)})
+			if kind.is == containerv1.Namespace_MOUNT {
+				root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH, 0)
+				if err != nil {
+					return n, fmt.Errorf("root folder of container %s: %w", ct.id, err)
+				}
+				n.files = append(n.files, root)
+				n.root = pathOf(root)
+			}
 		}
 	}
 	// Asked after they were opened: while the process lives nobody else can have had its pid before.
@@ -188,6 +198,9 @@ func namespacesOf(ct *container) (*namespaces, error) {
 	}
 	return n, nil
 }
+
+// pathOf names an open file of the agent for other processes.
+func pathOf(f *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()) }
 
 // startTicks is when a process started, in clock ticks since boot.
 func startTicks(pid int32) (uint64, error) {

@@ -181,11 +181,31 @@ func (d *dockering) network(mode mesosv1.ContainerInfo_DockerInfo_Network) error
 	if n.GetName() == "" {
 		return errors.New("network USER: want its name in network_infos[0].name")
 	}
+	for _, p := range d.ports {
+		if !d.holdsPort(p.GetHostPort()) {
+			return fmt.Errorf("port_mappings: host port %d is not among the ports of the task's resources", p.GetHostPort())
+		}
+	}
 	n.PortMappings = append(n.PortMappings, d.ports...)
 	for _, address := range d.addresses {
 		n.IpAddresses = append(n.IpAddresses, addressOf(address))
 	}
 	return nil
+}
+
+// holdsPort says whether a port of the machine was offered to the container: others are others'.
+func (d *dockering) holdsPort(port uint32) bool {
+	for _, r := range d.spec.GetResources() {
+		if r.GetName() != "ports" {
+			continue
+		}
+		for _, held := range r.GetRanges().GetRange() {
+			if held.GetBegin() <= uint64(port) && uint64(port) <= held.GetEnd() {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // volumes are those of ContainerInfo that mean something else to a daemon than to an agent, and those of parameters.

@@ -27,6 +27,10 @@ func dockerSpec(t *testing.T, text string) *containerv1.Container {
 	if err := (prototext.UnmarshalOptions{AllowPartial: true}).Unmarshal([]byte(text), spec.ContainerInfo); err != nil {
 		t.Fatalf("%s: %v", text, err)
 	}
+	ports := mesosv1.Value_Range{Begin: proto.Uint64(31000), End: proto.Uint64(31009)}
+	spec.Resources = append(spec.Resources, &mesosv1.Resource{
+		Name: proto.String("ports"), Type: mesosv1.Value_RANGES.Enum(), Ranges: &mesosv1.Value_Ranges{Range: []*mesosv1.Value_Range{&ports}},
+	})
 	if spec.ContainerInfo.Type == nil {
 		spec.ContainerInfo.Type = mesosv1.ContainerInfo_DOCKER.Enum()
 	}
@@ -169,6 +173,7 @@ func TestDockerThatCannotBeGivenIsRefusedByName(t *testing.T) {
 		`docker { image: "i" port_mappings { host_port: 1 container_port: 2 } }`:                                                            "port_mappings: network HOST",
 		`docker { image: "i" network: NONE parameters { key: "publish" value: "1:2" } }`:                                                    "port_mappings: network NONE",
 		`docker { image: "i" parameters { key: "ip" value: "10.0.0.1" } }`:                                                                  "parameter ip",
+		`docker { image: "i" network: BRIDGE port_mappings { host_port: 80 container_port: 80 } }`:                                          "host port 80",
 		`docker { image: "i" network: HOST } network_infos { name: "blue" }`:                                                                `"blue"`,
 		`docker { image: "i" network: BRIDGE } network_infos { name: "blue" }`:                                                              `"blue"`,
 		`docker { image: "i" network: USER }`:                                                                                               "network_infos[0].name",

@@ -74,7 +74,7 @@ func busyboxImage(t *testing.T, r *rig) string {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{"sh", "sleep", "cat", "nc", "stty", "touch", "ls", "hostname", "readlink", "kill", "test", "["} {
+	for _, name := range []string{"sh", "sleep", "cat", "nc", "stty", "touch", "ls", "hostname", "readlink", "kill", "tty", "test", "["} {
 		if err := os.Symlink("busybox", filepath.Join(image, "bin", name)); err != nil {
 			t.Fatal(err)
 		}
@@ -473,9 +473,13 @@ func TestRealSessionWithATerminal(t *testing.T) {
 			t.Fatalf("Launch: %v", err)
 		}
 		p := sitDown(t, c, s.Id)
-		p.says(data("echo I am $WHO on $(hostname), $TERM; ls -d /home; stty size\n"))
+		p.says(data("echo I am $WHO on $(hostname), $TERM; ls -d /home; stty size; tty\n"))
 		p.sees("I am task on pod, " + defaultTerm)
 		p.sees("33 44")
+		p.sees("/dev/pts/") // it has a name here
+		if image != "" {
+			p.sees("/dev/pts/0\r") // of the container's own
+		}
 		if inImage := !strings.Contains(p.text(), "\n/home\r"); inImage != (image != "") {
 			t.Errorf("the session sees the files of the image: %v, want %v: %q", inImage, image != "", p.text())
 		}

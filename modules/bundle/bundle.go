@@ -8,6 +8,7 @@ import (
 	"github.com/mosaic-cluster/mosaic/authorizers/acl"
 	"github.com/mosaic-cluster/mosaic/isolators/cgroups"
 	"github.com/mosaic-cluster/mosaic/isolators/devices"
+	"github.com/mosaic-cluster/mosaic/isolators/disk"
 	"github.com/mosaic-cluster/mosaic/isolators/dockervolume"
 	"github.com/mosaic-cluster/mosaic/isolators/linux"
 	"github.com/mosaic-cluster/mosaic/isolators/namespaces"
@@ -28,6 +29,7 @@ func Modules() map[string]func() module.Module {
 		"isolator/linux":           func() module.Module { return linux.New() },
 		"isolator/namespaces":      func() module.Module { return namespaces.New() },
 		"isolator/volumes":         func() module.Module { return volumes.New() },
+		"isolator/disk":            func() module.Module { return disk.New() },
 		"isolator/docker_volume":   func() module.Module { return dockervolume.New() },
 		"isolator/rlimits":         func() module.Module { return rlimits.New() },
 		"qos_controller/load":      func() module.Module { return load.New() },

@@ -63,6 +63,9 @@ type Request struct {
 	Streams containerv1.Container_Streams
 	// Rows and Columns are the size of a terminal at first; 0 means 24 and 80.
 	Rows, Columns uint16
+	// TerminalRoot is the root folder of the container that the command joins: a terminal is made in its /dev/pts, so
+	// that the command finds its terminal by its name. Empty, or without such a folder: in the machine's.
+	TerminalRoot string
 	// Beside, if not nil, is a container whose shim is to keep this one too, as far as that is possible: then no shim is
 	// started, and none is paid for. It is a handle of any launcher here. When that container is destroyed, whatever was
 	// created beside it ends.

@@ -149,6 +149,7 @@ func (n *Nest) Spawn(ctx context.Context, r *launcher.Request, asked *containerv
 		ID: r.Container.GetId(), RunDir: r.RunDir,
 		Stdout: r.Stdout, Stderr: r.Stderr, LogUID: r.User.UID, LogGID: r.User.GID,
 		Streams: streamsOf[r.Streams], Rows: r.Rows, Columns: r.Columns, Stdin: r.Stdin,
+		TerminalRoot: r.TerminalRoot,
 		RotateStdout: wire.Rotation(r.StdoutRotation), RotateStderr: wire.Rotation(r.StderrRotation),
 	}
 	if b.Spec.Streams == wire.StreamsFiles && (r.Pumped || r.StdoutRotation.Size > 0 || r.StderrRotation.Size > 0) {

@@ -10,9 +10,9 @@ import (
 
 // openTerminal makes a terminal, keeps its master and returns the other end.
 func (st *streams) openTerminal() (slave int, err error) {
-	master, err := syscall.Open("/dev/ptmx", syscall.O_RDWR|syscall.O_NOCTTY|syscall.O_CLOEXEC, 0)
+	master, err := openMaster(st.c.spec.TerminalRoot)
 	if err != nil {
-		return -1, fail("open", "/dev/ptmx", err)
+		return -1, err
 	}
 	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
 		_ = syscall.Close(master)
@@ -31,6 +31,51 @@ func (st *streams) openTerminal() (slave int, err error) {
 		return -1, err
 	}
 	return slave, nil
+}
+
+// openMaster makes a terminal in the dev/pts below root, where there is one, else in the shim's own.
+func openMaster(root string) (int, error) {
+	const flags = syscall.O_RDWR | syscall.O_NOCTTY | syscall.O_CLOEXEC
+	if node := terminalsBelow(root); node >= 0 {
+		master, err := syscall.Open("/proc/self/fd/"+itoa(uint64(node)), flags, 0)
+		_ = syscall.Close(node)
+		if err == nil {
+			return master, nil
+		}
+	}
+	master, err := syscall.Open("/dev/ptmx", flags, 0)
+	if err != nil {
+		return -1, fail("open", "/dev/ptmx", err)
+	}
+	return master, nil
+}
+
+// terminalsBelow returns a descriptor of dev/pts/ptmx below root, or -1. The folder is a container's, whose root user
+// may have put anything there: no link is followed, and nothing is opened that is not what it should be.
+func terminalsBelow(root string) int {
+	if root == "" {
+		return -1
+	}
+	dir, err := syscall.Open(root, unix.O_PATH|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return -1
+	}
+	defer syscall.Close(dir)
+	node, err := unix.Openat2(dir, "dev/pts/ptmx", &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return -1 // also of a kernel before 5.6, which cannot be asked so
+	}
+	var file syscall.Stat_t
+	var system syscall.Statfs_t
+	if syscall.Fstat(node, &file) != nil || syscall.Fstatfs(node, &system) != nil || system.Type != unix.DEVPTS_SUPER_MAGIC ||
+		file.Mode&syscall.S_IFMT != syscall.S_IFCHR || file.Rdev != unix.Mkdev(5, 2) {
+		_ = syscall.Close(node)
+		return -1
+	}
+	return node
 }
 
 // useTerminal takes a terminal's master for input and output.

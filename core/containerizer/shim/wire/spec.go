@@ -35,6 +35,8 @@ type Spec struct {
 	Stdin string
 	// How the files Stdout and Stderr are rotated, when the shim writes to them.
 	RotateStdout, RotateStderr Rotation
+	// TerminalRoot is a folder in whose dev/pts a terminal is made, if there is one.
+	TerminalRoot string
 }
 
 // A Rotation says that a file of Size bytes is renamed, and Keep of those before it are kept, as name.1, name.2 and so
@@ -105,7 +107,7 @@ func (s *Spec) Append(b []byte) []byte {
 	for _, r := range [...]Rotation{s.RotateStdout, s.RotateStderr} {
 		b = appendUint(appendUint(b, r.Size), uint64(r.Keep))
 	}
-	return b
+	return appendString(b, s.TerminalRoot)
 }
 
 // ParseSpec decodes a Spec. Its Stage shares memory with b.
@@ -123,6 +125,7 @@ func ParseSpec(b []byte) (*Spec, error) {
 	s.Stdin = r.string()
 	s.RotateStdout = Rotation{Size: r.uint(), Keep: uint32(r.uint())}
 	s.RotateStderr = Rotation{Size: r.uint(), Keep: uint32(r.uint())}
+	s.TerminalRoot = r.string()
 	if r.err != nil {
 		return nil, r.err
 	}

@@ -16,7 +16,7 @@ var spec = wire.Spec{
 	EnterFiles: []string{"/x/tasks"}, LeaveFiles: []string{"/y/tasks", "/z/tasks"},
 	AwaitReady: true, Stage: []byte{1, 2, 3},
 	Runtime: wire.Runtime{Argv: []string{"runc"}, Env: []string{"PATH=/bin"}, PidFile: "/p"},
-	Streams: wire.StreamsTerminal, Rows: 1<<16 - 1, Columns: 80,
+	Streams: wire.StreamsTerminal, Rows: 1<<16 - 1, Columns: 80, TerminalRoot: "/proc/7/root",
 }
 
 var stage = wire.Stage{
