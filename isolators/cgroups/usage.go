@@ -137,6 +137,7 @@ func (g group) common(s *mesosv1.ResourceStatistics) {
 	if n, ok := g.memoryLimit(); ok && n >= 0 {
 		s.MemLimitBytes = proto.Uint64(uint64(n))
 	}
+	s.BlkioStatistics = g.blkio()
 	if procs, ok := g.lines("cgroup.procs"); ok {
 		s.Processes = &procs
 	}
