@@ -164,7 +164,7 @@ func (c *Containerizer) admit(ctx context.Context, want *containerv1.Container) 
 	}
 	want = proto.CloneOf(want)
 	attachable(want)
-	docker, err := asDocker(want, c.cfg.Docker, deviceOf)
+	docker, err := asDocker(want, c.cfg.Docker, thisMachine())
 	if err != nil {
 		return nil, nil, err
 	}
