@@ -12,6 +12,8 @@ import (
 	"github.com/mosaic-cluster/mosaic/isolators/dockervolume"
 	"github.com/mosaic-cluster/mosaic/isolators/linux"
 	"github.com/mosaic-cluster/mosaic/isolators/namespaces"
+	"github.com/mosaic-cluster/mosaic/isolators/portmapping"
+	"github.com/mosaic-cluster/mosaic/isolators/ports"
 	"github.com/mosaic-cluster/mosaic/isolators/rlimits"
 	"github.com/mosaic-cluster/mosaic/isolators/volumes"
 	"github.com/mosaic-cluster/mosaic/modules/qoscontrollers/load"
@@ -31,6 +33,8 @@ func Modules() map[string]func() module.Module {
 		"isolator/volumes":         func() module.Module { return volumes.New() },
 		"isolator/disk":            func() module.Module { return disk.New() },
 		"isolator/docker_volume":   func() module.Module { return dockervolume.New() },
+		"isolator/port_mapping":    func() module.Module { return portmapping.New() },
+		"isolator/ports":           func() module.Module { return ports.New() },
 		"isolator/rlimits":         func() module.Module { return rlimits.New() },
 		"qos_controller/load":      func() module.Module { return load.New() },
 		"resource_estimator/fixed": func() module.Module { return fixed.New() },
