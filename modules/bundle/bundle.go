@@ -16,6 +16,8 @@ import (
 	"github.com/mosaic-cluster/mosaic/isolators/ports"
 	"github.com/mosaic-cluster/mosaic/isolators/rlimits"
 	"github.com/mosaic-cluster/mosaic/isolators/volumes"
+	logfile "github.com/mosaic-cluster/mosaic/modules/containerloggers/file"
+	"github.com/mosaic-cluster/mosaic/modules/containerloggers/syslog"
 	"github.com/mosaic-cluster/mosaic/modules/qoscontrollers/load"
 	"github.com/mosaic-cluster/mosaic/modules/resourceestimators/fixed"
 	"github.com/mosaic-cluster/mosaic/modules/secretresolvers/file"
@@ -26,6 +28,8 @@ import (
 func Modules() map[string]func() module.Module {
 	return map[string]func() module.Module{
 		"authorizer/acl":           func() module.Module { return acl.New() },
+		"container_logger/file":    func() module.Module { return logfile.New() },
+		"container_logger/syslog":  func() module.Module { return syslog.New() },
 		"isolator/cgroups":         func() module.Module { return cgroups.New() },
 		"isolator/devices":         func() module.Module { return devices.New() },
 		"isolator/linux":           func() module.Module { return linux.New() },
