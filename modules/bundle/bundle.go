@@ -7,6 +7,7 @@ package bundle
 import (
 	"github.com/mosaic-cluster/mosaic/authorizers/acl"
 	"github.com/mosaic-cluster/mosaic/isolators/cgroups"
+	"github.com/mosaic-cluster/mosaic/isolators/cni"
 	"github.com/mosaic-cluster/mosaic/isolators/devices"
 	"github.com/mosaic-cluster/mosaic/isolators/disk"
 	"github.com/mosaic-cluster/mosaic/isolators/dockervolume"
@@ -31,6 +32,7 @@ func Modules() map[string]func() module.Module {
 		"container_logger/file":    func() module.Module { return logfile.New() },
 		"container_logger/syslog":  func() module.Module { return syslog.New() },
 		"isolator/cgroups":         func() module.Module { return cgroups.New() },
+		"isolator/cni":             func() module.Module { return cni.New() },
 		"isolator/devices":         func() module.Module { return devices.New() },
 		"isolator/linux":           func() module.Module { return linux.New() },
 		"isolator/namespaces":      func() module.Module { return namespaces.New() },
