@@ -19,6 +19,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/mosaic-cluster/mosaic/sdk/module"
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
@@ -52,6 +53,9 @@ type Config struct {
 	NetClsSecondary string            `hcl:"net_cls_secondary_handles,optional" doc:"First and last lower half of network classes, such as 0x0001,0xffff."`
 	RestrictDevices bool              `hcl:"restrict_devices,optional" doc:"Containers can open the usual devices and those listed, and no other."`
 	AllowedDevices  []string          `hcl:"allowed_devices,optional" doc:"Further devices that they can open, as /dev/fuse:rw or c 10:229 rw."`
+	PerfEvents      []string          `hcl:"perf_events,optional" doc:"Events to count in each container, by the names of perf(1), such as cycles."`
+	PerfInterval    time.Duration     `hcl:"perf_interval,optional" doc:"Time between two counts." min:"1ms"`
+	PerfDuration    time.Duration     `hcl:"perf_duration,optional" doc:"How long one count lasts." min:"1ms"`
 	IO              *IO               `hcl:"io,block" doc:"Limits of one block device for each container."`
 }
 
@@ -66,6 +70,7 @@ type Isolator struct {
 	machine atomic.Uint64 // the machine's memory in bytes
 	version atomic.Uint32 // of cgroups
 	cores   atomic.Pointer[cores]
+	perf    atomic.Pointer[sampler] // nil where nothing is counted
 
 	mu    sync.Mutex // guards watch
 	watch *watcher   // nil until a container is to be watched
@@ -74,7 +79,7 @@ type Isolator struct {
 // New returns the module with its defaults.
 func New() *Isolator {
 	return &Isolator{
-		config: module.NewConfig(Config{RevocableLowPriority: true, ExclusiveFor: exclusiveAsked}, check),
+		config: module.NewConfig(Config{RevocableLowPriority: true, ExclusiveFor: exclusiveAsked, PerfInterval: time.Minute, PerfDuration: 10 * time.Second}, check),
 		events: module.NewEvents(), grants: newGrants(),
 	}
 }
@@ -99,6 +104,9 @@ func (i *Isolator) configured(_ context.Context, node *modulev1.NodeFacts) error
 			return err
 		}
 	}
+	if err := i.count(node); err != nil {
+		return err
+	}
 	i.cores.Store(&set)
 	i.version.Store(node.GetCgroupVersion())
 	i.machine.Store(node.GetMemBytes())
@@ -106,6 +114,26 @@ func (i *Isolator) configured(_ context.Context, node *modulev1.NodeFacts) error
 		i.events.Health(modulev1.Health_DEGRADED, "this machine gives the agent no cgroups: limits cannot be set")
 	} else {
 		i.events.Health(modulev1.Health_OK, "")
+	}
+	return nil
+}
+
+// count begins to count events anew, as the configuration says.
+func (i *Isolator) count(node *modulev1.NodeFacts) error {
+	cfg, before := i.config.Get(), i.perf.Load()
+	var next *sampler
+	if len(cfg.PerfEvents) > 0 {
+		if node.GetCgroupVersion() != 2 && node.GetCgroupRoots()["perf_event"] == "" {
+			return module.Wrong("perf_events", "got events, and containers have a group in which they are counted on cgroup version 2 only")
+		}
+		var err error
+		if next, err = newSampler(cfg, before); err != nil {
+			return module.Wrong("perf_events", "%v", err)
+		}
+	}
+	i.perf.Store(next)
+	if before != nil {
+		before.end()
 	}
 	return nil
 }
@@ -293,6 +321,7 @@ func (i *Isolator) Update(_ context.Context, r *isolatorv1.UpdateRequest) (*isol
 
 // Isolate begins to watch the container's memory.
 func (i *Isolator) Isolate(_ context.Context, r *isolatorv1.IsolateRequest) (*isolatorv1.IsolateResponse, error) {
+	i.perf.Load().follow(r.GetRecord().GetContainer().GetId(), groupOf(r.GetRecord()).path("perf_event"))
 	if err := i.follow(r.GetRecord()); err != nil {
 		return nil, module.FailedPrecondition("watch the memory of container %s: %v", r.GetRecord().GetContainer().GetId(), err)
 	}
@@ -316,6 +345,7 @@ func (i *Isolator) Recover(s isolatorv1.Isolator_RecoverServer) error {
 				answer.Unknown = append(answer.Unknown, r.GetContainer().GetId())
 			}
 			if !r.GetOrphan() && len(r.GetCgroups()) > 0 {
+				i.perf.Load().follow(r.GetContainer().GetId(), groupOf(r).path("perf_event"))
 				_ = i.follow(r) // its cgroup may have ended meanwhile; Status tells why then
 				if w := i.watching(); w != nil {
 					w.look(r.GetContainer().GetId())
@@ -377,6 +407,7 @@ func limitation(id string, g group) *modulev1.Limitation {
 // Cleanup forgets the container. Its cgroup is the agent's to remove.
 func (i *Isolator) Cleanup(_ context.Context, r *isolatorv1.CleanupRequest) (*isolatorv1.CleanupResponse, error) {
 	i.grants.forget(r.GetRecord().GetContainer().GetId())
+	i.perf.Load().forget(r.GetRecord().GetContainer().GetId())
 	if w := i.watching(); w != nil {
 		w.forget(r.GetRecord().GetContainer().GetId())
 	}

@@ -57,6 +57,18 @@ func check(c *Config) error {
 	if len(c.AllowedDevices) > 0 && !c.RestrictDevices {
 		errs = append(errs, module.Wrong("allowed_devices", "got a list, and all devices are allowed without restrict_devices"))
 	}
+	all := counters()
+	for n, name := range c.PerfEvents {
+		if _, ok := all[name]; !ok {
+			errs = append(errs, module.Wrong(fmt.Sprintf("perf_events[%d]", n), "got %.40q, want one of %s", name, strings.Join(slices.Sorted(maps.Keys(all)), ", ")))
+		}
+		if slices.Index(c.PerfEvents, name) != n {
+			errs = append(errs, module.Wrong(fmt.Sprintf("perf_events[%d]", n), "got %.40q a second time", name))
+		}
+	}
+	if len(c.PerfEvents) > 0 && c.PerfDuration > c.PerfInterval {
+		errs = append(errs, module.Wrong("perf_duration", "got %s, want no more than perf_interval, %s", c.PerfDuration, c.PerfInterval))
+	}
 	if c.IO != nil && !filepath.IsAbs(c.IO.Device) {
 		errs = append(errs, module.Wrong("io.device", "got %q, want an absolute path", c.IO.Device))
 	}

@@ -235,19 +235,22 @@ func TestNetworkClassesAreToldAndRunOut(t *testing.T) {
 func TestMistakesAreToldByTheirPath(t *testing.T) {
 	c := moduletest.Dial(t, cgroups.New())
 	for config, want := range map[string]string{
-		`{"exclusive_cores":"1-"}`:                                               "exclusive_cores",
-		`{"exclusive_cores":"8191"}`:                                             "exclusive_cores",
-		`{"exclusive_cores":"0-8191"}`:                                           "exclusive_cores",
-		`{"exclusive_cores_for":"nobody"}`:                                       "exclusive_cores_for",
-		`{"hugetlb_limits":{"../x":"1MB"}}`:                                      "hugetlb_limits",
-		`{"hugetlb_limits":{"2MB":"many"}}`:                                      "hugetlb_limits",
-		`{"net_cls_primary_handle":"0x10000"}`:                                   "net_cls_primary_handle",
-		`{"net_cls_secondary_handles":"1,2"}`:                                    "net_cls_secondary_handles",
-		`{"net_cls_primary_handle":"1","net_cls_secondary_handles":"3,2"}`:       "net_cls_secondary_handles",
-		`{"restrict_devices":true,"allowed_devices":["/dev/null:rw","x 1:2 r"]}`: "allowed_devices[1]",
-		`{"restrict_devices":true,"allowed_devices":["/dev/../etc:rw"]}`:         "allowed_devices[0]",
-		`{"allowed_devices":["/dev/fuse:rw"]}`:                                   "allowed_devices",
-		`{"io":{"device":"sda"}}`:                                                "io.device",
+		`{"exclusive_cores":"1-"}`:                                                       "exclusive_cores",
+		`{"exclusive_cores":"8191"}`:                                                     "exclusive_cores",
+		`{"exclusive_cores":"0-8191"}`:                                                   "exclusive_cores",
+		`{"exclusive_cores_for":"nobody"}`:                                               "exclusive_cores_for",
+		`{"hugetlb_limits":{"../x":"1MB"}}`:                                              "hugetlb_limits",
+		`{"hugetlb_limits":{"2MB":"many"}}`:                                              "hugetlb_limits",
+		`{"net_cls_primary_handle":"0x10000"}`:                                           "net_cls_primary_handle",
+		`{"net_cls_secondary_handles":"1,2"}`:                                            "net_cls_secondary_handles",
+		`{"net_cls_primary_handle":"1","net_cls_secondary_handles":"3,2"}`:               "net_cls_secondary_handles",
+		`{"restrict_devices":true,"allowed_devices":["/dev/null:rw","x 1:2 r"]}`:         "allowed_devices[1]",
+		`{"restrict_devices":true,"allowed_devices":["/dev/../etc:rw"]}`:                 "allowed_devices[0]",
+		`{"allowed_devices":["/dev/fuse:rw"]}`:                                           "allowed_devices",
+		`{"perf_events":["cycles","none"]}`:                                              "perf_events[1]",
+		`{"perf_events":["task-clock","task-clock"]}`:                                    "perf_events[1]",
+		`{"perf_events":["task-clock"],"perf_interval":1000000,"perf_duration":2000000}`: "perf_duration",
+		`{"io":{"device":"sda"}}`:                                                        "io.device",
 	} {
 		errs := c.Configure(t, config)
 		if len(errs) != 1 || errs[0].GetPath() != want {
@@ -292,6 +295,58 @@ func TestDiskStatisticsAreReadOnBothVersions(t *testing.T) {
 		if sum != want {
 			t.Errorf("version %s: %q, want %q", name, sum, want)
 		}
+	}
+}
+
+func TestEventsAreCountedInContainers(t *testing.T) {
+	dir := realGroup(t, "unified", "cgroup.procs")
+	node := moduletest.Node()
+	node.CgroupVersion = 2
+	probe := moduletest.Dial(t, cgroups.New())
+	config := `{"perf_events":["task-clock","page-faults"],"perf_interval":50000000,"perf_duration":50000000}`
+	if r, err := probe.Module.Configure(context.Background(), &modulev1.ConfigureRequest{ConfigJson: config, Node: node}); err != nil || len(r.GetErrors()) > 0 {
+		t.Skipf("this machine counts no events: %v %v", r, err)
+	}
+	c, _ := begin(t, config, node)
+	record := &isolatorv1.ContainerRecord{Container: &containerv1.Container{Id: "c"}, Cgroups: map[string]string{"perf_event": dir, "cpu": v2(t, map[string]string{"cpu.stat": "nr_periods 0\n"})[""]}}
+	if _, err := c.Isolator.Isolate(context.Background(), &isolatorv1.IsolateRequest{Record: record}); err != nil {
+		t.Fatal(err)
+	}
+	busy := exec.Command("/bin/sh", "-c", "echo $$ >"+dir+"/cgroup.procs; while :; do :; done")
+	if err := busy.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = busy.Process.Kill()
+		_ = busy.Wait()
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	var p *mesosv1.PerfStatistics
+	for p.GetTaskClock() == 0 {
+		r, err := c.Isolator.Usage(ctx, &isolatorv1.UsageRequest{Records: []*isolatorv1.ContainerRecord{record}})
+		if err != nil {
+			t.Fatalf("Usage: %v; the last count was %v", err, p)
+		}
+		p = r.GetResults()["c"].GetStatistics().GetPerf()
+		time.Sleep(5 * time.Millisecond) // between two questions; what is waited for is counted by the kernel
+	}
+	if ms, most := p.GetTaskClock(), 1000*p.GetDuration()*1.5; ms <= 0 || ms > most || p.PageFaults == nil || p.Cycles != nil || p.GetTimestamp() == 0 {
+		t.Errorf("counted %v, want up to %v ms of one busy process, its page faults, and nothing else", p, most)
+	}
+	if _, err := c.Isolator.Cleanup(ctx, &isolatorv1.CleanupRequest{Record: record}); err != nil {
+		t.Fatal(err)
+	}
+	r, err := c.Isolator.Usage(ctx, &isolatorv1.UsageRequest{Records: []*isolatorv1.ContainerRecord{record}})
+	if err != nil || r.GetResults()["c"].GetStatistics().GetPerf() != nil {
+		t.Errorf("Usage after Cleanup = %v, %v; want no count", r, err)
+	}
+	node.CgroupVersion = 1
+	if r, err := probe.Module.Configure(ctx, &modulev1.ConfigureRequest{ConfigJson: config, Node: node}); err != nil || len(r.GetErrors()) != 1 || r.GetErrors()[0].GetPath() != "perf_events" {
+		t.Errorf("Configure on version 1 = %v, %v; want an error at perf_events", r, err)
+	}
+	if errs := probe.Configure(t, `{}`); len(errs) > 0 {
+		t.Errorf("Configure without events = %v", errs)
 	}
 }
 

@@ -34,6 +34,7 @@ func (i *Isolator) Usage(ctx context.Context, r *isolatorv1.UsageRequest) (*isol
 			results[id] = &isolatorv1.UsageResult{Error: "the container's cgroup is gone"}
 			continue
 		}
+		s.Perf = i.perf.Load().latest(id)
 		cpus, _ := sum(rec.GetContainer().GetResources(), "cpus")
 		s.CpusSoftLimit = &cpus
 		limit, ok := rec.GetContainer().GetLimits()["cpus"]
