@@ -2,8 +2,11 @@ package cni
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -100,4 +103,58 @@ func TestALongPrepareSaysThatItGoesOn(t *testing.T) {
 	if p := e.GetProgress(); p.GetOperationId() != "op-c" || p.GetExtendMs() < 20_000 {
 		t.Errorf("progress = %v, want the operation and at least a plugin's time", p)
 	}
+}
+
+// TestKilledAtAnyMomentNothingStays kills the module at random moments of launches and removals. The agent's part is
+// played: it keeps a state only when it got the answer, and repeats a Cleanup until it succeeds.
+func TestKilledAtAnyMomentNothingStays(t *testing.T) {
+	plugins := builtPlugins(t)
+	h := newHost(t, nil)
+	before := h.traces()
+	seed := time.Now().UnixNano()
+	t.Logf("seed %d", seed)
+	dice := rand.New(rand.NewPCG(uint64(seed), 0))
+	h.config["plugins_dir"], h.config["default_bridge"], h.config["bridge_backend"] = plugins, true, "none"
+	s := kit.Subject{Dial: program(), Config: h.json()}
+	rounds := 12
+	if testing.Short() {
+		rounds = 3
+	}
+	kit.Run(kit.InTest(t), kit.Core, []kit.Case{{Level: kit.Core, Name: "KillAndCleanUp", Why: "crashes come at any moment", Do: func(kt kit.T) {
+		machine := kit.NewMachine(kt)
+		for round := range rounds {
+			m := s.Start(kt, machine)
+			client := isolatorv1.NewIsolatorClient(m.Conn)
+			kill := time.Duration(dice.IntN(120_000)) * time.Microsecond
+			records := make([]*isolatorv1.ContainerRecord, 3)
+			ctx, cancel := context.WithTimeout(kt.Context(), time.Minute)
+			var agents sync.WaitGroup
+			for n := range records {
+				r := &isolatorv1.ContainerRecord{Container: asking(fmt.Sprintf("round-%d-%d", round, n), named("mosaic"))}
+				records[n] = r
+				agents.Go(func() {
+					a, err := client.Prepare(ctx, &isolatorv1.PrepareRequest{OperationId: "op", Container: r.Container})
+					if err == nil {
+						r.State, r.StateVersion = a.GetState(), a.GetStateVersion()
+						_, _ = client.Cleanup(ctx, &isolatorv1.CleanupRequest{OperationId: "clean", Record: r})
+					}
+				})
+			}
+			time.Sleep(kill) // the moment is the dice's
+			m.Kill()
+			agents.Wait()
+			next := s.Start(kt, machine)
+			for _, r := range records {
+				if _, err := isolatorv1.NewIsolatorClient(next.Conn).Cleanup(ctx, &isolatorv1.CleanupRequest{OperationId: "again", Record: r}); err != nil {
+					kt.Errorf("Cleanup of container %s after a kill at %s: %v", r.GetContainer().GetId(), kill, err)
+				}
+				if err := noneLeft(r.GetContainer().GetId()); err != nil {
+					kt.Errorf("after a kill at %s: %v", kill, err)
+				}
+			}
+			next.Kill()
+			cancel()
+		}
+	}}})
+	h.leaks(before)
 }
