@@ -91,6 +91,9 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 	if err := addOwnMounts(ct.spec, parent, spec); err != nil {
 		return 0, err
 	}
+	if err := ct.showImages(spec); err != nil {
+		return 0, err
+	}
 	if err := unmet(ct.spec, spec); err != nil {
 		return 0, err
 	}
