@@ -33,6 +33,10 @@ const (
 
 // TestMain runs the tests in a network namespace of their own, which is the machine of the tests.
 func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == asModule {
+		serveModule()
+		return
+	}
 	if os.Getenv(private) != "" {
 		os.Exit(m.Run())
 	}
@@ -135,28 +139,8 @@ func newMachine(t testing.TB, config string) *machine {
 	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "up0"}, PeerName: "out0", PeerNamespace: netlink.NsPid(m.outside)}
 	must(netlink.LinkAdd(veth))
 	t.Cleanup(func() {
+		m.nothingLeft()
 		_ = netlink.LinkDel(veth)
-		links, err := netlink.LinkList()
-		if err != nil {
-			t.Error(err)
-		}
-		for _, l := range links {
-			if strings.HasPrefix(l.Attrs().Name, "mo") {
-				t.Errorf("interface %s is left", l.Attrs().Name)
-				_ = netlink.LinkDel(l)
-			}
-		}
-		lo, _ := netlink.LinkByName("lo")
-		if left, err := netlink.FilterList(lo, netlink.HANDLE_MIN_EGRESS); err == nil && len(left) > 0 {
-			t.Errorf("filters are left at lo: %v", left)
-			_ = netlink.FilterDel(left[0])
-		}
-		qdiscs, _ := netlink.QdiscList(lo)
-		for _, q := range qdiscs {
-			if q.Type() == "clsact" {
-				t.Errorf("clsact is left at lo")
-			}
-		}
 	})
 	within(t, m.outside, func() error { up("out0", outsideIP); up("lo", ""); return nil })
 	up("lo", "")
@@ -164,6 +148,41 @@ func newMachine(t testing.TB, config string) *machine {
 	must(netlink.RouteReplace(&netlink.Route{Gw: net.ParseIP(outsideIP), Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}}))
 	m.client = moduletest.Start(t, portmapping.New(), config)
 	return m
+}
+
+// nothingLeft fails the test for what the module left on the machine, and removes it for the next test.
+func (m *machine) nothingLeft() {
+	m.t.Helper()
+	links, err := netlink.LinkList()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for _, l := range links {
+		if strings.HasPrefix(l.Attrs().Name, "mo") {
+			m.t.Errorf("interface %s is left", l.Attrs().Name)
+			_ = netlink.LinkDel(l)
+			continue
+		}
+		qdiscs, err := netlink.QdiscList(l)
+		if err != nil {
+			m.t.Error(err)
+		}
+		for _, q := range qdiscs {
+			if q.Type() == "clsact" {
+				m.t.Errorf("filters are left at %s", l.Attrs().Name)
+				_ = netlink.QdiscDel(q)
+			}
+		}
+	}
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_LOCAL}, netlink.RT_FILTER_TABLE)
+	for _, r := range routes {
+		if r.Dst != nil && r.Dst.IP.IsLinkLocalUnicast() {
+			m.t.Errorf("route %s is left", r)
+		}
+	}
+	if err != nil {
+		m.t.Error(err)
+	}
 }
 
 func ports(ranges ...[2]uint64) *mesosv1.Resource {
