@@ -52,6 +52,7 @@ func (a *Allocator) refuse(c *client, ag *agent, refused resources.Set, until ti
 		})
 	}
 	ag.filters++
+	c.role.filters++
 	f := &filter{client: c, agent: ag, refused: refused, until: until}
 	c.filters[ag] = append(c.filters[ag], f)
 	heap.Push(&a.filters, f)
@@ -71,6 +72,18 @@ func (c *client) refuses(ag *agent, s resources.Set) bool {
 func (a *Allocator) forgetFilter(f *filter) {
 	heap.Remove(&a.filters, f.place)
 	f.agent.filters--
+	f.client.role.filters--
+}
+
+// OfferFilters returns how many refusals hold, by role; roles without are left out.
+func (a *Allocator) OfferFilters() map[string]int {
+	counts := make(map[string]int)
+	for name, r := range a.roles {
+		if r.filters > 0 {
+			counts[name] = r.filters
+		}
+	}
+	return counts
 }
 
 // dropFilters drops a client's filters for one agent.

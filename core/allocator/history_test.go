@@ -2,6 +2,7 @@ package allocator
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -288,6 +289,7 @@ func (h *history) live(t *testing.T, steps, recount int) (offered int) {
 		if i%recount == 0 {
 			checkBooks(t, h.Allocator)
 			h.checkReserve(t)
+			h.checkFilters(t)
 		}
 		seen := map[string]bool{}
 		for _, o := range made {
@@ -408,6 +410,25 @@ func (h *history) checkReserve(t *testing.T) {
 		if got.get(i) != want.get(i) {
 			t.Fatalf("free and not reserved: counted %v, recounted %v", got, want)
 		}
+	}
+}
+
+// checkFilters compares the refusals that are counted with those that there are.
+func (h *history) checkFilters(t *testing.T) {
+	t.Helper()
+	want := make(map[string]int)
+	for _, c := range h.clients {
+		if c == nil {
+			continue
+		}
+		for _, fs := range c.filters {
+			if len(fs) > 0 {
+				want[c.role.name] += len(fs)
+			}
+		}
+	}
+	if got := h.OfferFilters(); !maps.Equal(got, want) {
+		t.Fatalf("OfferFilters() = %v, recounted %v", got, want)
 	}
 }
 

@@ -43,6 +43,7 @@ type role struct {
 	clients []*client // those that can be offered something, in the order of their turn
 	listed  bitset    // the same clients by index
 	members int       // all clients
+	filters int       // of all clients
 
 	drawnIn uint64 // cycle that turns is for
 	turns   turns[*client]

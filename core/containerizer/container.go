@@ -22,6 +22,8 @@ type container struct {
 	id     string
 	debug  bool        // of class DEBUG: not stored (debug.go)
 	docker *dockerWish // of type DOCKER; nil for others, and once found by load
+	// Where the files of its volumes are that are images, by their number; for Launch alone.
+	imageVolumes map[int]string
 
 	ended    chan struct{} // closed when termination is set
 	launched chan struct{} // closed when no launch is under way

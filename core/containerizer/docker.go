@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/supervised"
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 )
@@ -64,10 +65,10 @@ type dockerWish struct {
 }
 
 // asDocker says the container in the words of type MESOS and returns what is left to ask for; nil for a container of
-// another type. device looks up a device node of the machine.
+// another type. machine is the one that it is to run on.
 //
 // Errors name what cannot be given.
-func asDocker(spec *containerv1.Container, cfg DockerConfig, device deviceLookup) (*dockerWish, error) {
+func asDocker(spec *containerv1.Container, cfg DockerConfig, machine dockerMachine) (*dockerWish, error) {
 	info := spec.GetContainerInfo()
 	if info == nil || info.GetType() != mesosv1.ContainerInfo_DOCKER {
 		return nil, nil
@@ -90,7 +91,7 @@ func asDocker(spec *containerv1.Container, cfg DockerConfig, device deviceLookup
 	info.Mesos = &mesosv1.ContainerInfo_MesosInfo{Image: image}
 	spec.ContainerInfo = info
 	d := &dockering{
-		cfg: cfg, device: device, spec: spec, info: info, driver: docker.GetVolumeDriver(),
+		cfg: cfg, machine: machine, spec: spec, info: info, driver: docker.GetVolumeDriver(),
 		wish: &dockerWish{base: &containerv1.Proposal{}, taskUser: spec.GetUser(), shared: map[containerv1.Namespace_Type]bool{}},
 	}
 	for _, p := range docker.GetPortMappings() {
@@ -112,11 +113,11 @@ func asDocker(spec *containerv1.Container, cfg DockerConfig, device deviceLookup
 
 // dockering is one container on its way from type DOCKER to type MESOS.
 type dockering struct {
-	cfg    DockerConfig
-	device deviceLookup
-	spec   *containerv1.Container
-	info   *mesosv1.ContainerInfo // the new one
-	wish   *dockerWish
+	cfg     DockerConfig
+	machine dockerMachine
+	spec    *containerv1.Container
+	info    *mesosv1.ContainerInfo // the new one
+	wish    *dockerWish
 
 	driver     string // of volumes that have a name
 	named      []*mesosv1.Volume
@@ -244,9 +245,13 @@ func (d *dockering) capabilities() error {
 		}
 		return nil
 	}
+	held, err := d.machine.capabilities()
+	if err != nil {
+		return fmt.Errorf("capabilities: %w", err)
+	}
 	have := d.cfg.Capabilities
 	if have == nil {
-		have = dockerCapabilities
+		have = slices.DeleteFunc(slices.Clone(dockerCapabilities), func(name string) bool { return !slices.Contains(held, "CAP_"+name) })
 	}
 	set := map[string]bool{}
 	put := func(names []string, what bool) error {
@@ -269,7 +274,7 @@ func (d *dockering) capabilities() error {
 	case all(d.add):
 		have = nil
 		for name, n := range mesosv1.CapabilityInfo_Capability_value {
-			if n != 0 {
+			if n != 0 && slices.Contains(held, "CAP_"+name) {
 				have = append(have, name)
 			}
 		}
@@ -450,10 +455,22 @@ func (c *Containerizer) keepsRoot(w *dockerWish, name string, who launcher.User,
 	return nil
 }
 
-// A deviceLookup finds a device node of the machine and says its path without links.
-type deviceLookup func(name string) (resolved string, node *containerv1.Device, err error)
+// dockerMachine is what a container of type DOCKER needs to know of the machine.
+type dockerMachine struct {
+	// Finds a device node and says its path without links.
+	device func(name string) (resolved string, node *containerv1.Device, err error)
+	// The most capabilities that anything the agent starts can have, as CAP_NET_RAW.
+	capabilities func() ([]string, error)
+}
 
-// deviceOf is the deviceLookup of the machine.
+// thisMachine is the one that the agent runs on.
+func thisMachine() dockerMachine {
+	return dockerMachine{device: deviceOf, capabilities: func() ([]string, error) {
+		mask, err := supervised.BoundingSet()
+		return supervised.CapabilityNames(mask), err
+	}}
+}
+
 func deviceOf(name string) (string, *containerv1.Device, error) {
 	resolved, err := filepath.EvalSymlinks(name)
 	if err != nil {

@@ -48,6 +48,17 @@ func fakeDevice(name string) (string, *containerv1.Device, error) {
 	return "", nil, errors.New("no such device")
 }
 
+// fakeMachine has those devices, and nobody who could load kernel modules.
+var fakeMachine = dockerMachine{device: fakeDevice, capabilities: func() ([]string, error) {
+	var list []string
+	for name := range mesosv1.CapabilityInfo_Capability_value {
+		if name != "SYS_MODULE" {
+			list = append(list, "CAP_"+name)
+		}
+	}
+	return list, nil
+}}
+
 // TestDockerIsSaidInTheWordsOfMesos gives each way to ask for something what becomes of the ContainerInfo and of the
 // proposal. What every container of the type has is left out of both.
 func TestDockerIsSaidInTheWordsOfMesos(t *testing.T) {
@@ -102,6 +113,9 @@ func TestDockerIsSaidInTheWordsOfMesos(t *testing.T) {
 			mounts { destination: "/t" source: "tmpfs" type: "tmpfs" options: ["nosuid", "nodev", "noexec"] }`},
 		"cap-add and cap-drop": {docker: param("cap-drop", "ALL", "cap-add", "CAP_NET_ADMIN", "cap-add", "chown"),
 			info: `linux_info { bounding_capabilities { capabilities: [CHOWN, NET_ADMIN] } }`},
+		"cap-add of all there are": {docker: param("cap-add", "ALL", "cap-drop", "SYS_ADMIN"), check: func(_ *containerv1.Container, w *dockerWish) bool {
+			return len(w.caps.GetBounding()) == len(mesosv1.CapabilityInfo_Capability_value)-3 // neither UNKNOWN nor what there is not nor what is dropped
+		}},
 		"capabilities of linux_info": {docker: `docker { image: "i" } linux_info { effective_capabilities { capabilities: KILL } }`,
 			info: `linux_info { effective_capabilities { capabilities: KILL } }`},
 		"no-new-privileges":  {docker: param("security-opt", "no-new-privileges"), check: func(_ *containerv1.Container, w *dockerWish) bool { return w.noNewPrivs }},
@@ -130,7 +144,7 @@ func TestDockerIsSaidInTheWordsOfMesos(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			spec := dockerSpec(t, test.docker)
-			wish, err := asDocker(spec, cfg, fakeDevice)
+			wish, err := asDocker(spec, cfg, fakeMachine)
 			if err != nil {
 				t.Fatalf("asDocker: %v", err)
 			}
@@ -140,6 +154,9 @@ func TestDockerIsSaidInTheWordsOfMesos(t *testing.T) {
 			}
 			if want.LinuxInfo == nil {
 				want.LinuxInfo = &mesosv1.LinuxInfo{}
+			}
+			if len(wish.caps.GetBounding()) > len(dockerCapabilities) {
+				want.LinuxInfo.BoundingCapabilities = spec.GetContainerInfo().GetLinuxInfo().GetBoundingCapabilities() // told by check
 			}
 			if want.LinuxInfo.BoundingCapabilities == nil && want.LinuxInfo.EffectiveCapabilities == nil {
 				want.LinuxInfo.BoundingCapabilities = &mesosv1.CapabilityInfo{}
@@ -185,7 +202,7 @@ func TestDockerThatCannotBeGivenIsRefusedByName(t *testing.T) {
 		`docker { image: "i" parameters { key: "security-opt" value: "seccomp=unconfined" } } linux_info { seccomp { profile_name: "p" } }`: `"p"`,
 		`docker { image: "i" parameters { key: "hostname" value: "a" } } hostname: "b"`:                                                     "parameter hostname",
 	} {
-		_, err := asDocker(dockerSpec(t, text), DockerConfig{}, fakeDevice)
+		_, err := asDocker(dockerSpec(t, text), DockerConfig{}, fakeMachine)
 		if err == nil || !strings.HasPrefix(err.Error(), "container.docker: ") || !strings.Contains(err.Error(), want) {
 			t.Errorf("asDocker(%s): got %v, want container.docker and %q", text, err, want)
 		}
@@ -202,7 +219,7 @@ func TestDockerThatCannotBeGivenIsRefusedByName(t *testing.T) {
 		key, value, _ := strings.Cut(p, "=")
 		spec := dockerSpec(t, `docker { image: "i" network: BRIDGE }`)
 		spec.ContainerInfo.Docker.Parameters = []*mesosv1.Parameter{{Key: &key, Value: &value}}
-		_, err := asDocker(spec, DockerConfig{Devices: []string{"/dev/lent/*"}}, fakeDevice)
+		_, err := asDocker(spec, DockerConfig{Devices: []string{"/dev/lent/*"}}, fakeMachine)
 		if err == nil || !strings.HasPrefix(err.Error(), "container.docker: parameter "+key+"=") {
 			t.Errorf("asDocker with %s: got %v, want the parameter refused by name", p, err)
 		}
@@ -214,7 +231,7 @@ func TestOtherContainersAreNoDockers(t *testing.T) {
 		spec := testContainer(t, "c1")
 		spec.ContainerInfo = info
 		before := proto.CloneOf(spec)
-		if wish, err := asDocker(spec, DockerConfig{}, fakeDevice); wish != nil || err != nil || !proto.Equal(spec, before) {
+		if wish, err := asDocker(spec, DockerConfig{}, fakeMachine); wish != nil || err != nil || !proto.Equal(spec, before) {
 			t.Errorf("asDocker(%v): got %v, %v and %v, want it left alone", info, wish, err, spec)
 		}
 	}
@@ -395,7 +412,7 @@ func FuzzDockerParameter(f *testing.F) {
 		image := "i"
 		spec := &containerv1.Container{Id: "c", Command: &mesosv1.CommandInfo{}, ContainerInfo: &mesosv1.ContainerInfo{Type: &docker,
 			Docker: &mesosv1.ContainerInfo_DockerInfo{Image: &image, Network: &bridge, Parameters: []*mesosv1.Parameter{{Key: &key, Value: &value}}}}}
-		if wish, err := asDocker(spec, DockerConfig{Devices: []string{"/dev/*"}}, fakeDevice); (wish == nil) == (err == nil) {
+		if wish, err := asDocker(spec, DockerConfig{Devices: []string{"/dev/*"}}, fakeMachine); (wish == nil) == (err == nil) {
 			t.Errorf("asDocker: got %v, %v, want one of them", wish, err)
 		}
 	})

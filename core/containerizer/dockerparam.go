@@ -308,7 +308,7 @@ func (d *dockering) node(text string) error {
 	if !d.cfg.mayUse(path.Clean(parts[0])) {
 		return errors.New("the operator of this agent lends that device to no container")
 	}
-	resolved, node, err := d.device(parts[0])
+	resolved, node, err := d.machine.device(parts[0])
 	if err != nil {
 		return err
 	}

@@ -1,9 +1,11 @@
 package containerizer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -24,15 +26,16 @@ const sandboxInImage = "/mnt/mesos/sandbox"
 // returns whom the container runs as.
 func (c *Containerizer) furnish(ctx context.Context, ct *container) (launcher.User, error) {
 	var who launcher.User
-	image, err := imageName(ct.spec)
-	if err != nil {
-		return who, err
+	if _, pulls := c.cfg.Images.(NamedImages); !pulls || askedImage(ct.spec) == nil {
+		if _, err := imageName(ct.spec); err != nil {
+			return who, err
+		}
 	}
-	if image == "" {
+	if !hasImage(ct.spec) {
 		return who, c.fill(ctx, ct, ct.spec, "", &who)
 	}
 	if c.cfg.Images == nil {
-		return who, fmt.Errorf("image %s: this agent has no image provisioner", image)
+		return who, fmt.Errorf("image %s: this agent has no image provisioner", cmp.Or(ct.spec.GetLocalImage(), imageLabel(askedImage(ct.spec))))
 	}
 	early := !c.cfg.SwitchUser || numericUser(ct.spec.GetUser()) && (ct.docker == nil || ct.docker.user)
 	spec := ct.spec // before provision replaces it
@@ -43,8 +46,8 @@ func (c *Containerizer) furnish(ctx context.Context, ct *container) (launcher.Us
 		step, cancel := context.WithTimeout(step, provisionTimeout)
 		defer cancel()
 		var err error
-		if rootfs, config, err = c.cfg.Images.Provision(step, ct.id, image); err != nil {
-			return fmt.Errorf("image %s: %w", image, err)
+		if rootfs, config, err = c.provide(step, ct); err != nil {
+			return err
 		}
 		if user := ct.docker.runsAs(spec, config); user != spec.GetUser() {
 			spec = proto.CloneOf(spec)
@@ -83,7 +86,7 @@ func (c *Containerizer) fill(ctx context.Context, ct *container, spec *container
 	if err := c.makeSandbox(spec, user); err != nil {
 		return fmt.Errorf("make sandbox: %w", err)
 	}
-	if err := c.handOver(spec, user, imageOf(spec) == ""); err != nil {
+	if err := c.handOver(spec, user, !hasImage(spec)); err != nil {
 		return err
 	}
 	uris := spec.GetCommand().GetUris()
@@ -94,6 +97,7 @@ func (c *Containerizer) fill(ctx context.Context, ct *container, spec *container
 		return errors.New("this agent has no fetcher")
 	}
 	r := fetcher.Request{URIs: uris, Sandbox: spec.GetSandbox(), CacheKey: spec.GetUser()}
+	r.Open = func() (*os.Root, error) { return c.openSandbox(spec) } // also where tasks may move it
 	if c.cfg.SwitchUser {
 		r.User = &fetcher.User{UID: user.UID, GID: user.GID, Groups: user.Groups}
 	}
@@ -105,7 +109,8 @@ func (c *Containerizer) fill(ctx context.Context, ct *container, spec *container
 	return nil
 }
 
-// imageName returns the image of a container as a path on this machine, or "" if it has none.
+// imageName returns the image of a container as a path on this machine, or "" if it has none. It is for those agents
+// whose images have no other names.
 func imageName(spec *containerv1.Container) (string, error) {
 	if local := spec.GetLocalImage(); local != "" {
 		if !filepath.IsAbs(local) {
@@ -133,13 +138,9 @@ func imageName(spec *containerv1.Container) (string, error) {
 	return filepath.Clean(name), nil
 }
 
-// imageOf is imageName for those who only ask whether there is one.
-func imageOf(spec *containerv1.Container) string {
-	name, err := imageName(spec)
-	if err != nil {
-		return ""
-	}
-	return name
+// hasImage says whether a container is to have a root filesystem of its own.
+func hasImage(spec *containerv1.Container) bool {
+	return spec.GetLocalImage() != "" || spec.GetContainerInfo().GetMesos().GetImage() != nil
 }
 
 // addOwnMounts adds what a container with its own root filesystem needs whatever its isolators say: its sandbox, its

@@ -214,7 +214,8 @@ func (h *helper) keep() {
 		if h.current() != nil {
 			continue // still not taken down
 		}
-		if err := h.start(c.life); err != nil && c.life.Err() == nil {
+		// Not cut off by Close in the middle, which would end a helper that is to go on.
+		if err := h.start(context.WithoutCancel(c.life)); err != nil && c.life.Err() == nil {
 			c.log.Warn("helper of a container cannot be started", "container", h.rec.Container, "helper", h.rec.Name, "error", err)
 		}
 	}

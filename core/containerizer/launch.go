@@ -91,6 +91,9 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 	if err := addOwnMounts(ct.spec, parent, spec); err != nil {
 		return 0, err
 	}
+	if err := ct.showImages(spec); err != nil {
+		return 0, err
+	}
 	if err := unmet(ct.spec, spec); err != nil {
 		return 0, err
 	}
@@ -164,7 +167,7 @@ func (c *Containerizer) admit(ctx context.Context, want *containerv1.Container) 
 	}
 	want = proto.CloneOf(want)
 	attachable(want)
-	docker, err := asDocker(want, c.cfg.Docker, deviceOf)
+	docker, err := asDocker(want, c.cfg.Docker, thisMachine())
 	if err != nil {
 		return nil, nil, err
 	}

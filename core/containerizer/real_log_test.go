@@ -13,6 +13,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher/launchertest"
+	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 	containerloggerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/containerlogger/v1"
 )
@@ -255,5 +257,62 @@ func TestRealLaunchWhoseLoggerFailsOrRefuses(t *testing.T) {
 			t.Error("the command ran")
 		}
 	}
+	r.nothingOfHelpers(t)
+}
+
+func TestRealOutputOfANestedContainerIsRotatedInItsSandboxWhereverThatIsMoved(t *testing.T) {
+	r := newRig(t)
+	c := r.start(t)
+	defer stopAgent(t, c)
+	c.UseLogger(fakeLogger(func(ct *containerv1.Container) (*containerloggerv1.PrepareResponse, error) {
+		return &containerloggerv1.PrepareResponse{Stdout: toPath(ct.GetSandbox()+"/stdout", 5000, 100)}, nil
+	}))
+	root := r.container("pod", "sleep 1000")
+	if _, err := c.Launch(t.Context(), root); err != nil {
+		t.Fatalf("Launch: %v", err)
+	}
+	child := r.child(root, "one", "", "seq 1 1000; until [ -e go ]; do sleep 0.02; done; seq 1001 3000")
+	uri := filepath.Join(r.env.Dir, "fetched")
+	if err := os.WriteFile(uri, []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	child.Command.Uris = []*mesosv1.CommandInfo_URI{{Value: &uri}}
+	if _, err := c.Launch(t.Context(), child); err != nil {
+		t.Fatalf("Launch: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(child.Sandbox, "fetched")); err != nil {
+		t.Errorf("what was fetched: %v", err)
+	}
+	// The pod's own tasks put a link in its place, to where the agent may write and they may not.
+	trap, moved := filepath.Join(r.env.Dir, "trap"), child.Sandbox+"-moved"
+	if err := os.Mkdir(trap, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(child.Sandbox, moved); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(trap, child.Sandbox); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(moved, "go"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if end, err := c.Wait(launchertest.Context(t), child.Id); err != nil || end.GetWaitStatus() != 0 {
+		t.Errorf("Wait = %v, %v, want exit 0", end, err)
+	}
+	if entries, err := os.ReadDir(trap); err != nil || len(entries) > 0 {
+		t.Errorf("trap: got %v, %v, want nothing in it", entries, err)
+	}
+	b, err := os.ReadFile(filepath.Join(moved, "stdout"))
+	if err != nil || !strings.HasSuffix(string(b), "\n3000\n") {
+		t.Errorf("stdout: got %q, %v, want the last line", b[max(0, len(b)-20):], err)
+	}
+	if _, err := os.Stat(filepath.Join(moved, "stdout.2")); err != nil {
+		t.Errorf("rotated files: %v", err)
+	}
+	if err := c.Destroy(launchertest.Context(t), "pod", nil); err != nil {
+		t.Fatal(err)
+	}
+	r.finish(t, c, "pod")
 	r.nothingOfHelpers(t)
 }

@@ -2,12 +2,14 @@ package master
 
 import (
 	"context"
+	"encoding/json"
 	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/mosaic-cluster/mosaic/core/allocator"
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	masterv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/master"
 	quotav1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/quota"
@@ -406,6 +408,13 @@ func TestANewMasterWithQuotasWaitsForItsAgents(t *testing.T) {
 		back(a)
 		if got := append(offers(events), s.next()...); len(got) != 0 {
 			t.Errorf("offers before enough agents are back: %v", got)
+		}
+		var x allocator.Explanation
+		if err := json.Unmarshal([]byte(next.raw("/mosaic/v1/explain", "role=batch")), &x); err != nil {
+			t.Fatal(err)
+		}
+		if r := one(t, "subjects", x.Asked).Reasons; len(r) == 0 || r[0].Code != allocator.WaitingForAgents {
+			t.Errorf("reasons = %+v, want first that the master waits for agents", r)
 		}
 		back(b)
 		if got := s.next(); len(got) == 0 {

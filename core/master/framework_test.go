@@ -368,6 +368,35 @@ func TestUpdateFrameworkRefusesWhatMayNotChange(t *testing.T) {
 	})
 }
 
+// interloper is an Approvers that does something while it is asked.
+type interloper map[string]func()
+
+func (i interloper) Approve(_ context.Context, _, action string, object ...string) error {
+	if f := i[action+" "+strings.Join(object, " ")]; f != nil {
+		f()
+	}
+	return nil
+}
+
+func TestAFrameworkRemovedWhileItIsUpdatedIsAConflict(t *testing.T) {
+	meanwhile := make(interloper)
+	inBubble(t, Config{}, Deps{Approvers: meanwhile}, func(t *testing.T, c *cluster) {
+		f, _ := c.framework(frameworkInfo("a"))
+		info := f.info.CloneVT()
+		info.Roles = []string{"a", "b"}
+		update := &schedulerv1.Call{Type: schedulerv1.Call_UPDATE_FRAMEWORK.Enum(), UpdateFramework: &schedulerv1.Call_UpdateFramework{FrameworkInfo: info}}
+		meanwhile["REGISTER_FRAMEWORK b"] = func() {
+			c.must(&masterv1.Call{Type: masterv1.Call_TEARDOWN.Enum(), Teardown: &masterv1.Call_Teardown{FrameworkId: &mesosv1.FrameworkID{Value: &f.id}}})
+		}
+		if err := f.try(update); statusOf(err) != 409 {
+			t.Errorf("UPDATE_FRAMEWORK of a framework that is removed meanwhile = %v, want a 409", err)
+		}
+		if err := f.try(update); statusOf(err) != 400 {
+			t.Errorf("UPDATE_FRAMEWORK of a framework that was removed = %v, want a 400", err)
+		}
+	})
+}
+
 // denials is an Approvers that says no to what it lists.
 type denials map[string]bool
 

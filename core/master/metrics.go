@@ -34,6 +34,7 @@ type metrics struct {
 	executorsExited, resourcesChanged, byes, disconnections     atomic.Uint64
 	resubscriptions                                             atomic.Uint64
 	subscribers                                                 atomic.Int64
+	offerFilters                                                atomic.Pointer[map[string]int] // by role; replaced, never changed
 
 	named sync.Map // string to counter: those that appear on first use
 }

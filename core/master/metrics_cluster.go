@@ -131,8 +131,12 @@ func (v *view) allocatorMetrics(out map[string]float64) {
 		out["allocator/mesos/resources/"+name+"/total"] = total[name]
 		out["allocator/mesos/resources/"+name+"/offered_or_allocated"] = had[name]
 	}
+	filters := v.metrics.offerFilters.Load()
 	for _, r := range v.roles() {
 		key := metricPart(r.name)
+		if filters != nil && (len(r.frameworks) > 0 || (*filters)[r.name] > 0) {
+			out["allocator/mesos/offer_filters/roles/"+key+"/active"] = float64((*filters)[r.name])
+		}
 		if len(r.frameworks) > 0 {
 			share := 0.0
 			for name, n := range r.usage.used.Quantities().Add(r.usage.offered.Quantities()) {

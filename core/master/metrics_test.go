@@ -159,6 +159,27 @@ func TestDisconnectedAndDeactivatedAgentsAreCountedApart(t *testing.T) {
 	})
 }
 
+func TestRefusalsThatHoldAreCountedByRole(t *testing.T) {
+	inBubble(t, Config{}, Deps{}, func(t *testing.T, c *cluster) {
+		c.agentAt("one", 1, "cpus:1;mem:100")
+		c.agentAt("two", 2, "cpus:1;mem:100")
+		f, events := c.framework(frameworkInfo("eng"))
+		c.framework(frameworkInfo("ops"))
+		count := func(when string, want float64) {
+			t.Helper()
+			c.pass(3 * time.Second)
+			values := c.legacy("/metrics/snapshot", "")
+			if got, other := values["allocator/mesos/offer_filters/roles/eng/active"], values["allocator/mesos/offer_filters/roles/ops/active"]; got != want || other != 0.0 {
+				t.Errorf("refusals %s: %v in eng, %v in ops, want %v and 0", when, got, other, want)
+			}
+		}
+		f.decline(60, offers(events)...)
+		count("after two offers were declined", 2)
+		c.pass(time.Minute)
+		count("a minute later", 0)
+	})
+}
+
 func TestTimingsKeepTheLastThousand(t *testing.T) {
 	var x timing
 	for i := range 2500 {

@@ -50,6 +50,7 @@ func (s *state) allocateIfDue(now time.Time) {
 	s.metrics.allocationLatency.add(now.Sub(due))
 	s.makeOffers(s.allocator.Allocate(now), now)
 	s.makeInverseOffers(now)
+	s.countFilters(now)
 	ended := s.cfg.Now()
 	cost := ended.Sub(now)
 	s.notBefore = ended.Add(2 * cost)
@@ -58,6 +59,16 @@ func (s *state) allocateIfDue(now time.Time) {
 	}
 	s.metrics.allocations.Add(1)
 	s.metrics.allocationTime.add(cost)
+}
+
+// countFilters notes how many refusals hold, no more than once in an allocation interval: there may be many roles.
+func (s *state) countFilters(now time.Time) {
+	if now.Before(s.countAt) {
+		return
+	}
+	s.countAt = now.Add(s.cfg.AllocationInterval)
+	counts := s.allocator.OfferFilters()
+	s.metrics.offerFilters.Store(&counts)
 }
 
 // makeOffers sends what the allocator proposes, one event per framework.

@@ -77,13 +77,28 @@ func withPrincipal(info *mesosv1.FrameworkInfo, principal string) (*mesosv1.Fram
 // SchedulerCall carries out any other call of a framework.
 //
 // Errors: a Refusal with 400 or 403 when the framework, its principal or its stream is not the right
-// one, or with what is wrong with the call; nil means accepted, its effects come as events.
+// one, or with what is wrong with the call; 409 when the framework was removed while it was being updated; nil means
+// accepted, its effects come as events.
 func (m *Master) SchedulerCall(ctx context.Context, principal, streamID string, call *schedulerv1.Call) error {
 	c := schedulerCall{call: call}
-	unfit := m.prepareCall(ctx, principal, &c)
+	id := call.GetFrameworkId().GetValue()
 	var refused error
+	if call.GetType() == schedulerv1.Call_UPDATE_FRAMEWORK {
+		err := m.do(ctx, func(time.Time) { refused = checkCaller(m.s.frameworks[id], principal, streamID) })
+		if err != nil {
+			return err
+		}
+		if refused != nil {
+			return refused
+		}
+	}
+	unfit := m.prepareCall(ctx, principal, &c)
 	err := m.do(ctx, func(now time.Time) {
-		f := m.s.frameworks[call.GetFrameworkId().GetValue()]
+		f := m.s.frameworks[id]
+		if f == nil && call.GetType() == schedulerv1.Call_UPDATE_FRAMEWORK {
+			refused = conflict("Framework %s was removed while it was being updated", id)
+			return
+		}
 		if refused = checkCaller(f, principal, streamID); refused != nil {
 			return
 		}

@@ -30,6 +30,7 @@ type state struct {
 	allocator  *allocator.Allocator
 	allocateAt time.Time // when the next allocation is due
 	notBefore  time.Time // end of the pause after the last allocation
+	countAt    time.Time // when filters are counted again
 
 	frameworks    map[string]*framework // connected, or expected back
 	completed     []*framework          // oldest first, at most MaxCompletedFrameworks

@@ -1,13 +1,17 @@
-// Package cgroups is the isolator for processor, memory and process limits. It turns what a container asks for into
-// settings of its cgroup, which the agent writes; it reads statistics, and it reports containers that ran out of memory.
+// Package cgroups is the isolator for what cgroups limit: processor time and cores, memory, processes, devices, huge
+// pages, disks, network classes. It turns what a container asks for into settings of its cgroup, which the agent writes;
+// it reads statistics, and it reports containers that ran out of memory.
 //
-// It promises the figures of Mesos (shares, quota, limits) on cgroup versions 1 and 2. It keeps no state: what it must
-// know of a container stands in the cgroup's own files, whose paths come with each call.
+// It promises the figures of Mesos (shares, quota, limits) on cgroup versions 1 and 2. What it must know of a container
+// stands in the cgroup's own files, whose paths come with each call; which cores and network class a container has to
+// itself is its only state, and the agent keeps that.
 package cgroups
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -15,6 +19,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/mosaic-cluster/mosaic/sdk/module"
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
@@ -40,6 +45,18 @@ type Config struct {
 	LimitSwap            bool `hcl:"limit_swap,optional" doc:"The memory limit holds for memory and swap together."`
 	RevocableLowPriority bool `hcl:"revocable_cpu_low_priority,optional" doc:"Containers on revocable cpus get a hundredth of the weight."`
 	PidsLimit            int  `hcl:"pids_limit,optional" doc:"Most processes and threads of a container; 0 is no limit." min:"0"`
+
+	ExclusiveCores  string            `hcl:"exclusive_cores,optional" doc:"Cores that belong to one container at a time, such as 2-7; all others share the rest."`
+	ExclusiveFor    string            `hcl:"exclusive_cores_for,optional" doc:"Who has such cores: those that ask by the label mosaic.cpus=exclusive, or all with whole cpus." oneof:"asked,whole"`
+	HugetlbLimits   map[string]string `hcl:"hugetlb_limits,optional" doc:"Most huge pages of a container in bytes, by their size."`
+	NetClsPrimary   string            `hcl:"net_cls_primary_handle,optional" doc:"Upper half of the network class of each container, such as 0x0010; none when empty."`
+	NetClsSecondary string            `hcl:"net_cls_secondary_handles,optional" doc:"First and last lower half of network classes, such as 0x0001,0xffff."`
+	RestrictDevices bool              `hcl:"restrict_devices,optional" doc:"Containers can open the usual devices and those listed, and no other."`
+	AllowedDevices  []string          `hcl:"allowed_devices,optional" doc:"Further devices that they can open, as /dev/fuse:rw or c 10:229 rw."`
+	PerfEvents      []string          `hcl:"perf_events,optional" doc:"Events to count in each container, by the names of perf(1), such as cycles."`
+	PerfInterval    time.Duration     `hcl:"perf_interval,optional" doc:"Time between two counts." min:"1ms"`
+	PerfDuration    time.Duration     `hcl:"perf_duration,optional" doc:"How long one count lasts." min:"1ms"`
+	IO              *IO               `hcl:"io,block" doc:"Limits of one block device for each container."`
 }
 
 // Isolator is the module.
@@ -48,7 +65,12 @@ type Isolator struct {
 	config *module.Config[Config]
 	events *module.Events
 
+	grants *grants
+
 	machine atomic.Uint64 // the machine's memory in bytes
+	version atomic.Uint32 // of cgroups
+	cores   atomic.Pointer[cores]
+	perf    atomic.Pointer[sampler] // nil where nothing is counted
 
 	mu    sync.Mutex // guards watch
 	watch *watcher   // nil until a container is to be watched
@@ -57,26 +79,61 @@ type Isolator struct {
 // New returns the module with its defaults.
 func New() *Isolator {
 	return &Isolator{
-		config: module.NewConfig(Config{RevocableLowPriority: true}, nil),
-		events: module.NewEvents(),
+		config: module.NewConfig(Config{RevocableLowPriority: true, ExclusiveFor: exclusiveAsked, PerfInterval: time.Minute, PerfDuration: 10 * time.Second}, check),
+		events: module.NewEvents(), grants: newGrants(),
 	}
 }
 
 // Info describes the module.
 func (i *Isolator) Info() module.Info {
 	return module.Info{
-		Kind: "isolator", Name: "cgroups", Version: "1.0.0", Doc: "limits of processor time, memory and processes, and their use",
+		Kind: "isolator", Name: "cgroups", Version: "1.1.0", Doc: "limits of processor time, memory, processes and devices, and their use",
 		Calls: []string{"isolate", "update", "usage", "status"}, Powers: []string{"cgroup", "oom_score"},
-		Nesting: true, Standalone: true, Config: i.config, Events: i.events, Configured: i.configured,
+		Nesting: true, Standalone: true, MinState: stateVersion, MaxState: stateVersion, Config: i.config, Events: i.events, Configured: i.configured,
 	}
 }
 
 func (i *Isolator) configured(_ context.Context, node *modulev1.NodeFacts) error {
+	set := cores{}
+	if list := i.config.Get().ExclusiveCores; list != "" {
+		online, err := onlineCores()
+		if err != nil {
+			return module.Wrong("exclusive_cores", "read which cores this machine has: %v", err)
+		}
+		if set, err = divide(list, online); err != nil {
+			return err
+		}
+	}
+	if err := i.count(node); err != nil {
+		return err
+	}
+	i.cores.Store(&set)
+	i.version.Store(node.GetCgroupVersion())
 	i.machine.Store(node.GetMemBytes())
 	if node.GetCgroupVersion() == 0 {
 		i.events.Health(modulev1.Health_DEGRADED, "this machine gives the agent no cgroups: limits cannot be set")
 	} else {
 		i.events.Health(modulev1.Health_OK, "")
+	}
+	return nil
+}
+
+// count begins to count events anew, as the configuration says.
+func (i *Isolator) count(node *modulev1.NodeFacts) error {
+	cfg, before := i.config.Get(), i.perf.Load()
+	var next *sampler
+	if len(cfg.PerfEvents) > 0 {
+		if node.GetCgroupVersion() != 2 && node.GetCgroupRoots()["perf_event"] == "" {
+			return module.Wrong("perf_events", "got events, and containers have a group in which they are counted on cgroup version 2 only")
+		}
+		var err error
+		if next, err = newSampler(cfg, before); err != nil {
+			return module.Wrong("perf_events", "%v", err)
+		}
+	}
+	i.perf.Store(next)
+	if before != nil {
+		before.end()
 	}
 	return nil
 }
@@ -194,15 +251,37 @@ func bytes(megabytes float64) int64 { return max(int64(megabytes*megabyte), minM
 // Prepare proposes the settings.
 func (i *Isolator) Prepare(_ context.Context, r *isolatorv1.PrepareRequest) (*isolatorv1.PrepareResponse, error) {
 	c := r.GetContainer()
-	p := &containerv1.Proposal{OomScoreAdj: i.oomScore(c)}
-	if own(c) {
-		set, err := i.settings(c)
-		if err != nil {
-			return nil, err
-		}
-		p.Cgroup = set
+	answer := &isolatorv1.PrepareResponse{Proposal: &containerv1.Proposal{OomScoreAdj: i.oomScore(c)}}
+	if !own(c) {
+		return answer, nil
 	}
-	return &isolatorv1.PrepareResponse{Proposal: p}, nil
+	set, had, err := i.all(c)
+	if err != nil {
+		return nil, err
+	}
+	answer.Proposal.Cgroup = set
+	if answer.State, err = had.marshal(); err != nil {
+		return nil, err
+	}
+	if len(answer.State) > 0 {
+		answer.StateVersion = stateVersion
+	}
+	return answer, nil
+}
+
+// all are the settings of a container with a cgroup of its own, and what it has that no other may have.
+func (i *Isolator) all(c *containerv1.Container) (*containerv1.CgroupResources, grant, error) {
+	set, err := i.settings(c)
+	if err != nil {
+		return nil, grant{}, err
+	}
+	var had grant
+	if c.GetParentId() == "" { // nested ones have their root's
+		if had, set.CpusetCpus, err = i.assign(c); err != nil {
+			return nil, grant{}, err
+		}
+	}
+	return set, had, i.furnish(set, c, had)
 }
 
 // Update proposes the settings for new resources. A memory limit is never lowered: the kernel would refuse, or kill.
@@ -215,16 +294,34 @@ func (i *Isolator) Update(_ context.Context, r *isolatorv1.UpdateRequest) (*isol
 	if err != nil {
 		return nil, err
 	}
+	var had grant
+	if c.GetParentId() == "" {
+		if had, set.CpusetCpus, err = i.assign(c); err != nil {
+			return nil, err
+		}
+	}
 	if now, ok := groupOf(r.GetRecord()).memoryLimit(); ok && set.MemoryLimitBytes != nil && *set.MemoryLimitBytes >= 0 {
 		if now < 0 || now > *set.MemoryLimitBytes {
 			set.MemoryLimitBytes, set.MemorySwapBytes = nil, nil
 		}
 	}
-	return &isolatorv1.UpdateResponse{Proposal: &containerv1.Proposal{Cgroup: set}}, nil
+	answer := &isolatorv1.UpdateResponse{Proposal: &containerv1.Proposal{Cgroup: set}}
+	before := len(r.GetRecord().GetState()) > 0
+	if answer.State, err = had.marshal(); err != nil {
+		return nil, err
+	}
+	if len(answer.State) == 0 && before {
+		answer.State = []byte("{}") // it has given back what it had
+	}
+	if len(answer.State) > 0 {
+		answer.StateVersion = stateVersion
+	}
+	return answer, nil
 }
 
 // Isolate begins to watch the container's memory.
 func (i *Isolator) Isolate(_ context.Context, r *isolatorv1.IsolateRequest) (*isolatorv1.IsolateResponse, error) {
+	i.perf.Load().follow(r.GetRecord().GetContainer().GetId(), groupOf(r.GetRecord()).path("perf_event"))
 	if err := i.follow(r.GetRecord()); err != nil {
 		return nil, module.FailedPrecondition("watch the memory of container %s: %v", r.GetRecord().GetContainer().GetId(), err)
 	}
@@ -233,13 +330,22 @@ func (i *Isolator) Isolate(_ context.Context, r *isolatorv1.IsolateRequest) (*is
 
 // Recover watches what lives, and reports what ran out of memory while nobody watched.
 func (i *Isolator) Recover(s isolatorv1.Isolator_RecoverServer) error {
+	answer := &isolatorv1.RecoverResponse{}
 	for {
 		page, err := s.Recv()
+		if errors.Is(err, io.EOF) {
+			i.grants.known()
+			return s.SendAndClose(answer)
+		}
 		if err != nil {
-			return s.SendAndClose(&isolatorv1.RecoverResponse{})
+			return err
 		}
 		for _, r := range page.GetContainers() {
+			if len(r.GetState()) > 0 && i.grants.recover(r.GetContainer().GetId(), r.GetState(), r.GetStateVersion()) != nil {
+				answer.Unknown = append(answer.Unknown, r.GetContainer().GetId())
+			}
 			if !r.GetOrphan() && len(r.GetCgroups()) > 0 {
+				i.perf.Load().follow(r.GetContainer().GetId(), groupOf(r).path("perf_event"))
 				_ = i.follow(r) // its cgroup may have ended meanwhile; Status tells why then
 				if w := i.watching(); w != nil {
 					w.look(r.GetContainer().GetId())
@@ -255,11 +361,15 @@ func (i *Isolator) Status(_ context.Context, r *isolatorv1.StatusRequest) (*isol
 	results := map[string]*isolatorv1.StatusResult{}
 	for _, rec := range r.GetRecords() {
 		g := groupOf(rec)
+		id := rec.GetContainer().GetId()
+		result := &isolatorv1.StatusResult{}
+		if class := i.grants.of(id).ClassID; class != 0 {
+			result.Status = &mesosv1.ContainerStatus{CgroupInfo: &mesosv1.CgroupInfo{NetCls: &mesosv1.CgroupInfo_NetCls{Classid: &class}}}
+			results[id] = result
+		}
 		if g.path("memory") == "" {
 			continue
 		}
-		id := rec.GetContainer().GetId()
-		result := &isolatorv1.StatusResult{}
 		switch {
 		case g.oomKills() > 0:
 			result.Limitation = limitation(id, g)
@@ -296,6 +406,8 @@ func limitation(id string, g group) *modulev1.Limitation {
 
 // Cleanup forgets the container. Its cgroup is the agent's to remove.
 func (i *Isolator) Cleanup(_ context.Context, r *isolatorv1.CleanupRequest) (*isolatorv1.CleanupResponse, error) {
+	i.grants.forget(r.GetRecord().GetContainer().GetId())
+	i.perf.Load().forget(r.GetRecord().GetContainer().GetId())
 	if w := i.watching(); w != nil {
 		w.forget(r.GetRecord().GetContainer().GetId())
 	}

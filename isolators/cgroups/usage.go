@@ -34,6 +34,7 @@ func (i *Isolator) Usage(ctx context.Context, r *isolatorv1.UsageRequest) (*isol
 			results[id] = &isolatorv1.UsageResult{Error: "the container's cgroup is gone"}
 			continue
 		}
+		s.Perf = i.perf.Load().latest(id)
 		cpus, _ := sum(rec.GetContainer().GetResources(), "cpus")
 		s.CpusSoftLimit = &cpus
 		limit, ok := rec.GetContainer().GetLimits()["cpus"]
@@ -137,6 +138,7 @@ func (g group) common(s *mesosv1.ResourceStatistics) {
 	if n, ok := g.memoryLimit(); ok && n >= 0 {
 		s.MemLimitBytes = proto.Uint64(uint64(n))
 	}
+	s.BlkioStatistics = g.blkio()
 	if procs, ok := g.lines("cgroup.procs"); ok {
 		s.Processes = &procs
 	}

@@ -54,6 +54,9 @@ func (i *Isolator) attach(ctx context.Context, cfg *Config, operation string, c 
 		return nil, module.FailedPrecondition("%v", err)
 	}
 	for n := range r.Networks {
+		if err := ctx.Err(); err != nil {
+			return nil, status.FromContextError(err).Err()
+		}
 		if err := i.join(ctx, cfg, f, r, &r.Networks[n]); err != nil {
 			return nil, err
 		}

@@ -73,11 +73,9 @@ func (i *Isolator) checkAll(ctx context.Context, cfg *Config, records []*isolato
 
 // checkOne checks one container's networks. One that is being cleaned up is in order.
 func (i *Isolator) checkOne(ctx context.Context, cfg *Config, rec *isolatorv1.ContainerRecord) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	leave, err := i.enter(rec.GetContainer().GetId(), cancel)
+	ctx, leave, err := i.enter(ctx, rec.GetContainer().GetId(), checking)
 	if err != nil {
-		return nil
+		return nil // another call for it is at work
 	}
 	defer leave()
 	_, r := i.find(cfg, rec)

@@ -97,6 +97,9 @@ func validate(cfg *Config) error {
 	if cfg.RunDir == "" {
 		errs = append(errs, module.Wrong("run_dir", "got nothing, want a folder"))
 	}
+	if cfg.PluginTimeout <= 0 {
+		errs = append(errs, module.Wrong("plugin_timeout", "got %s, want some time", cfg.PluginTimeout))
+	}
 	if cfg.BridgeSubnet != "" {
 		p, err := netip.ParsePrefix(cfg.BridgeSubnet)
 		if err != nil || !p.Addr().Is4() || p.Bits() > 29 || p != p.Masked() {
@@ -206,31 +209,45 @@ func (i *Isolator) bridgeSubnet(cfg *Config) (netip.Prefix, error) {
 
 // work is what goes on for one container.
 type work struct {
-	yield context.CancelFunc // ends it for the sake of another; nil if it has to be waited for
-	done  chan struct{}
+	kind kind
+	stop context.CancelFunc
+	done chan struct{}
 }
 
-// enter notes that a call is at work for a container. A second one is told to ask again: the first may have missed its
-// deadline and still be waiting for a plugin to die. What yields is ended instead.
-func (i *Isolator) enter(id string, yield context.CancelFunc) (leave func(), err error) {
+// kind is what sort of work it is. Each ends those before it for its own sake: nobody who prepares wants to know what a
+// check says, and who cleans up has given up on the Prepare.
+type kind int
+
+const (
+	checking kind = iota
+	preparing
+	cleaning
+)
+
+// enter notes that a call is at work for a container, ends what has to give way to it, and waits for that. A second call
+// of a kind is told to ask again: the first may have missed its deadline and still be waiting for a plugin to die.
+func (i *Isolator) enter(ctx context.Context, id string, k kind) (_ context.Context, leave func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for i.busy[id] != nil {
 		w := i.busy[id]
-		if w.yield == nil {
-			return nil, status.Errorf(codes.Aborted, "another call for container %s is still at work", id)
+		if w.kind >= k {
+			cancel()
+			return nil, nil, status.Errorf(codes.Aborted, "another call for container %s is still at work", id)
 		}
-		w.yield()
+		w.stop()
 		i.mu.Unlock()
 		<-w.done
 		i.mu.Lock()
 	}
-	w := &work{yield: yield, done: make(chan struct{})}
+	w := &work{kind: k, stop: cancel, done: make(chan struct{})}
 	i.busy[id] = w
-	return func() {
+	return ctx, func() {
 		i.mu.Lock()
 		defer i.mu.Unlock()
 		delete(i.busy, id)
+		cancel()
 		close(w.done)
 	}, nil
 }
@@ -252,11 +269,14 @@ func (i *Isolator) Prepare(ctx context.Context, r *isolatorv1.PrepareRequest) (*
 	if c.GetId() == "" {
 		return nil, module.InvalidArgument("a container without an id")
 	}
-	leave, err := i.enter(c.GetId(), nil)
+	ctx, leave, err := i.enter(ctx, c.GetId(), preparing)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
+	if err := ctx.Err(); err != nil {
+		return nil, status.FromContextError(err).Err() // its Cleanup may have been here before it
+	}
 	made, err := i.attach(ctx, cfg, r.GetOperationId(), c, w)
 	if err != nil {
 		return nil, err
@@ -301,7 +321,7 @@ func (i *Isolator) Cleanup(ctx context.Context, r *isolatorv1.CleanupRequest) (*
 	if c.GetId() == "" {
 		return &isolatorv1.CleanupResponse{}, nil
 	}
-	leave, err := i.enter(c.GetId(), nil)
+	ctx, leave, err := i.enter(ctx, c.GetId(), cleaning)
 	if err != nil {
 		return nil, err
 	}

@@ -107,16 +107,6 @@ func builtPlugins(t testing.TB) string {
 	return dir
 }
 
-// needRules skips where nothing makes rules for packets, or the kernel takes none.
-func needRules(t testing.TB) string {
-	t.Helper()
-	backend := ruleMaker()
-	if backend == "" {
-		t.Skip("neither iptables nor nft is installed")
-	}
-	return backend
-}
-
 // host is a module with the folders that it works in.
 type host struct {
 	*moduletest.Client

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -179,23 +180,31 @@ func findPlugin(kind string, path []string) (string, error) {
 }
 
 // normalize reads a plugin's result and gives it in the version of its network.
-func normalize(out []byte, cniVersion string) (json.RawMessage, error) {
+func normalize(out []byte, cniVersion string) (_ json.RawMessage, err error) {
+	// The conversions between versions trust what they are given, and plugins may print anything.
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("cannot be converted to version %s: %v", cniVersion, r)
+		}
+	}()
 	doc := map[string]json.RawMessage{}
-	if err := json.Unmarshal(out, &doc); err != nil {
+	if err := json.Unmarshal(out, &doc); err != nil || doc == nil {
 		return nil, errors.New("not a JSON object")
+	}
+	for _, list := range []string{"ips", "interfaces", "routes"} {
+		var entries []json.RawMessage
+		_ = json.Unmarshal(doc[list], &entries) // the reader of its version says what it should be
+		if slices.ContainsFunc(entries, func(e json.RawMessage) bool { return string(e) == "null" }) {
+			return nil, fmt.Errorf("%s: got null for an entry", list)
+		}
 	}
 	var own string
 	_ = json.Unmarshal(doc["cniVersion"], &own)
 	if own == "" { // then it is that of the configuration
 		own = cniVersion
-		quoted, err := json.Marshal(own)
-		if err != nil {
+		if doc["cniVersion"], err = json.Marshal(own); err != nil {
 			return nil, err
 		}
-		if doc == nil { // "null"
-			doc = map[string]json.RawMessage{}
-		}
-		doc["cniVersion"] = quoted
 		if out, err = json.Marshal(doc); err != nil {
 			return nil, err
 		}
@@ -242,12 +251,12 @@ func execute(ctx context.Context, file string, stdin []byte, env []string) ([]by
 		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL) // what it had started
 	}
 	switch {
-	case err != nil:
-		return nil, complaint(err, out.Bytes(), words.Bytes())
 	case out.over:
 		return nil, fmt.Errorf("it printed more than %d bytes", maxOutput)
+	case err != nil:
+		return nil, complaint(err, out.kept, words.kept)
 	}
-	return out.Bytes(), nil
+	return out.kept, nil
 }
 
 // A pluginError is what a plugin says in the words of its protocol.
@@ -276,20 +285,18 @@ func complaint(err error, out, words []byte) error {
 	return fmt.Errorf("%w: %q", err, text)
 }
 
-// bounded is a buffer that drops what is too much.
+// bounded is a buffer that drops what is too much. It is no bytes.Buffer: copying would go round Write.
 type bounded struct {
-	bytes.Buffer
+	kept []byte
 	max  int
 	over bool
 }
 
 func (b *bounded) Write(p []byte) (int, error) {
-	if room := b.max - b.Len(); len(p) > room {
-		b.over = true
-		b.Buffer.Write(p[:max(room, 0)])
-		return len(p), nil
-	}
-	return b.Buffer.Write(p)
+	room := b.max - len(b.kept)
+	b.over = b.over || len(p) > room
+	b.kept = append(b.kept, p[:min(len(p), room)]...)
+	return len(p), nil
 }
 
 const containerVariable = "CNI_CONTAINERID="

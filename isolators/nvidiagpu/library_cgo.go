@@ -233,7 +233,7 @@ func (l *library) Faults(ctx context.Context, tell func(Fault)) error {
 	if r != nvml.SUCCESS {
 		return failed{"listen for errors of GPUs", r}
 	}
-	defer set.Free()
+	defer func() { _ = set.Free() }() // there is nothing to do about it
 	n, r := l.lib.DeviceGetCount()
 	if r != nvml.SUCCESS {
 		return failed{"count the GPUs", r}

@@ -552,7 +552,9 @@ func TestTheCDISpecificationNamesEachDevice(t *testing.T) {
 		CDIVersion, Kind string
 		Devices          []struct {
 			Name           string
-			ContainerEdits struct{ DeviceNodes []struct{ Path, HostPath string } }
+			ContainerEdits struct {
+				DeviceNodes []struct{ Path, HostPath string }
+			}
 		}
 		ContainerEdits struct {
 			DeviceNodes []struct{ Path string }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/dgxa100"
+	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/server"
 
 	"github.com/mosaic-cluster/mosaic/isolators/nvidiagpu"
 	"github.com/mosaic-cluster/mosaic/sdk/isolator/isolatortest"
@@ -22,7 +23,7 @@ import (
 )
 
 // dgx is NVIDIA's fake of a machine with eight A100, which lacks most of what a driver has.
-func dgx() *dgxa100.Server {
+func dgx() *server.Server {
 	s := dgxa100.New()
 	has := map[string]bool{
 		"nvmlDeviceGetUUID": true, "nvmlDeviceGetMinorNumber": true, "nvmlDeviceGetName": true, "nvmlSystemGetDriverVersion": true,
@@ -64,7 +65,7 @@ func TestADGXHasEightGPUs(t *testing.T) {
 
 func TestADividedGPUIsItsParts(t *testing.T) {
 	s := dgx()
-	gpu := s.Devices[2].(*dgxa100.Device)
+	gpu := s.Devices[2].(*server.Device)
 	gpu.MigMode = nvml.DEVICE_MIG_ENABLE
 	gpu.GetMaxMigDeviceCountFunc = func() (int, nvml.Return) { return 7, nvml.SUCCESS }
 	gpu.GetMigDeviceHandleByIndexFunc = func(i int) (nvml.Device, nvml.Return) {

@@ -36,10 +36,10 @@ func (i *Isolator) hostPath(cfg *Config, c *containerv1.Container, v *mesosv1.Vo
 	default:
 		return nil, seen{}, module.FailedPrecondition("volume at %s: %s is nothing that can be mounted", at, real)
 	}
-	options := []string{"rbind", mode(v)}
+	options, peers := []string{"rbind", mode(v)}, ""
 	if kindOf(v) == hostPath {
-		how, err := propagation(cfg, c, v, real)
-		if err != nil {
+		var how string
+		if how, peers, err = propagation(cfg, c, v, real); err != nil {
 			return nil, seen{}, err
 		}
 		options = append(options, how)
@@ -47,7 +47,7 @@ func (i *Isolator) hostPath(cfg *Config, c *containerv1.Container, v *mesosv1.Vo
 	if err := makePlace(c, v, at, st.Mode&unix.S_IFMT == unix.S_IFDIR); err != nil {
 		return nil, seen{}, err
 	}
-	return &containerv1.Mount{Destination: at, Source: real, Type: "bind", Options: options}, seen{At: at, Dev: st.Dev, Ino: st.Ino}, nil
+	return &containerv1.Mount{Destination: at, Source: real, Type: "bind", Options: options}, seen{At: at, Dev: st.Dev, Ino: st.Ino, Peers: peers}, nil
 }
 
 func mode(v *mesosv1.Volume) string {
@@ -168,50 +168,65 @@ func ofSandbox(c *containerv1.Container, asked string) (string, error) {
 	return real, nil
 }
 
-// propagation is the mount option for what a volume wants to see of later mounts, or to show. Unset is as in Mesos: the
-// container sees what the machine mounts there, where the machine's own settings allow that.
-func propagation(cfg *Config, c *containerv1.Container, v *mesosv1.Volume, real string) (string, error) {
+// propagation is the mount option for what a volume wants to see of later mounts, or to show; then peers is the group
+// of mounts that it must be in. Unset is as in Mesos: the container sees what the machine mounts there, where the
+// machine's own settings allow that.
+func propagation(cfg *Config, c *containerv1.Container, v *mesosv1.Volume, real string) (option, peers string, err error) {
 	how := v.GetSource().GetHostPath().GetMountPropagation().GetMode()
 	if how == mesosv1.MountPropagation_UNKNOWN {
-		return "rslave", nil
+		return "rslave", "", nil
 	}
-	shared, slave, err := sharing(real)
+	id, err := mountOf(unix.AT_FDCWD, real)
 	if err != nil {
-		return "", module.FailedPrecondition("volume at %s: %v", v.GetContainerPath(), err)
+		return "", "", module.FailedPrecondition("volume at %s: %v", v.GetContainerPath(), err)
+	}
+	shared, slave, err := sharing("/proc/self/mountinfo", id)
+	if err != nil {
+		return "", "", module.FailedPrecondition("volume at %s: %v", v.GetContainerPath(), err)
 	}
 	switch how {
 	case mesosv1.MountPropagation_HOST_TO_CONTAINER:
-		if !shared && !slave {
-			return "", module.FailedPrecondition("volume at %s: %s lies in a private mount of this machine, so that nothing can be propagated from it", v.GetContainerPath(), real)
+		if shared == "" && !slave {
+			return "", "", module.FailedPrecondition("volume at %s: %s lies in a private mount of this machine, so that nothing can be propagated from it", v.GetContainerPath(), real)
 		}
-		return "rslave", nil
+		return "rslave", "", nil
 	case mesosv1.MountPropagation_BIDIRECTIONAL:
 		switch {
 		case !cfg.AllowBidirectional:
-			return "", module.FailedPrecondition("volume at %s: mounts of containers do not appear on this machine (allow_bidirectional)", v.GetContainerPath())
+			return "", "", module.FailedPrecondition("volume at %s: mounts of containers do not appear on this machine (allow_bidirectional)", v.GetContainerPath())
 		case c.GetRootfs() == "":
-			return "", module.InvalidArgument("volume at %s: bidirectional propagation needs a container with an image", v.GetContainerPath())
+			return "", "", module.InvalidArgument("volume at %s: bidirectional propagation needs a container with an image", v.GetContainerPath())
 		case v.GetMode() != mesosv1.Volume_RW:
-			return "", module.InvalidArgument("volume at %s: bidirectional propagation of a read-only volume", v.GetContainerPath())
-		case !shared:
-			return "", module.FailedPrecondition("volume at %s: %s lies in a mount of this machine that is not shared", v.GetContainerPath(), real)
+			return "", "", module.InvalidArgument("volume at %s: bidirectional propagation of a read-only volume", v.GetContainerPath())
+		case shared == "":
+			return "", "", module.FailedPrecondition("volume at %s: %s lies in a mount of this machine that is not shared", v.GetContainerPath(), real)
 		}
-		return "rshared", nil
+		return "rshared", shared, nil
 	}
-	return "", module.InvalidArgument("volume at %s: mount propagation %s", v.GetContainerPath(), how)
+	return "", "", module.InvalidArgument("volume at %s: mount propagation %s", v.GetContainerPath(), how)
 }
 
-// sharing says how the mount that a path lies in is shared with others.
-func sharing(p string) (shared, slave bool, err error) {
+// mountOf is the number of the mount that a path lies in, or the open file dir itself if the path is empty.
+func mountOf(dir int, p string) (uint64, error) {
+	flags := unix.AT_NO_AUTOMOUNT
+	if p == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
 	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, p, unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &st); err != nil {
-		return false, false, &os.PathError{Op: "statx", Path: p, Err: err}
+	if err := unix.Statx(dir, p, flags, unix.STATX_MNT_ID, &st); err != nil {
+		return 0, &os.PathError{Op: "statx", Path: p, Err: err}
 	}
-	data, err := os.ReadFile("/proc/self/mountinfo")
+	return st.Mnt_id, nil
+}
+
+// sharing says how a mount is shared with others: by which group of peers, "" for none, and whether it is their slave.
+// list is the process's mountinfo that the mount is in.
+func sharing(list string, id uint64) (peers string, slave bool, err error) {
+	data, err := os.ReadFile(list)
 	if err != nil {
-		return false, false, err
+		return "", false, err
 	}
-	want := fmt.Sprint(st.Mnt_id)
+	want := fmt.Sprint(id)
 	for line := range strings.Lines(string(data)) {
 		fields := strings.Fields(line)
 		if len(fields) < 7 || fields[0] != want {
@@ -222,12 +237,14 @@ func sharing(p string) (shared, slave bool, err error) {
 			optional = optional[:end]
 		}
 		for _, o := range optional {
-			shared = shared || strings.HasPrefix(o, "shared:")
+			if group, ok := strings.CutPrefix(o, "shared:"); ok {
+				peers = group
+			}
 			slave = slave || strings.HasPrefix(o, "master:")
 		}
-		return shared, slave, nil
+		return peers, slave, nil
 	}
-	return false, false, fmt.Errorf("the mount of %s is not listed", p)
+	return "", false, fmt.Errorf("mount %s is not listed", want)
 }
 
 // makePlace makes the place of a volume if it lies below the sandbox: there a container may have put links before,

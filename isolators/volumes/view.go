@@ -19,6 +19,7 @@ import (
 type view struct {
 	root  *os.File // its root
 	space *os.File // its mount namespace
+	list  string   // file with its mounts
 }
 
 // openView opens the view of a process, which must have mounts of its own: in ours nothing may be mounted for anybody.
@@ -45,7 +46,7 @@ func openView(pid int32) (*view, error) {
 	if err != nil {
 		return nil, errors.Join(err, space.Close())
 	}
-	return &view{root: root, space: space}, nil
+	return &view{root: root, space: space, list: fmt.Sprintf("/proc/%d/mountinfo", pid)}, nil
 }
 
 func (v *view) Close() error { return errors.Join(v.root.Close(), v.space.Close()) }
@@ -74,6 +75,17 @@ func (v *view) check(want seen) error {
 	}
 	if st.Dev != want.Dev || st.Ino != want.Ino {
 		return module.FailedPrecondition("volume at %s: what was mounted is not what was asked for; somebody exchanged it meanwhile", want.At)
+	}
+	if want.Peers == "" {
+		return nil
+	}
+	// Launchers differ in whether they can do this, and none says so.
+	id, err := mountOf(int(f.Fd()), "")
+	if err != nil {
+		return module.FailedPrecondition("volume at %s: %v", want.At, err)
+	}
+	if peers, _, err := sharing(v.list, id); err != nil || peers != want.Peers {
+		return module.FailedPrecondition("volume at %s: what is mounted in it would not show on this machine, although that was asked for (BIDIRECTIONAL)", want.At)
 	}
 	return nil
 }

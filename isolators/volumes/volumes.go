@@ -76,9 +76,10 @@ type state struct {
 
 // seen is one file or folder, by what cannot be bent by renaming things.
 type seen struct {
-	At  string `json:"at"` // in the container
-	Dev uint64 `json:"dev"`
-	Ino uint64 `json:"ino"`
+	At    string `json:"at"` // in the container
+	Dev   uint64 `json:"dev"`
+	Ino   uint64 `json:"ino"`
+	Peers string `json:"peers,omitempty"` // the group of mounts that it must belong to, if what is mounted in it is to show on the machine
 }
 
 // Recover learns nothing that the calls after it do not bring themselves.

@@ -226,11 +226,20 @@ type held struct {
 // hold starts a process that makes the mounts as a launcher would. It runs each line that it is given.
 func hold(t *testing.T, mounts []*containerv1.Mount) *held {
 	t.Helper()
+	return holdWith(t, mounts, unix.CLONE_NEWNS)
+}
+
+// holdWith is hold with a mount namespace made by unshare, which makes all mounts private, or by clone, which does not.
+func holdWith(t *testing.T, mounts []*containerv1.Mount, unshare uintptr) *held {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
 	}
 	var script strings.Builder
 	script.WriteString("set -e\n")
+	if unshare == 0 {
+		script.WriteString("mount --make-private /\n") // so that what we mount at a place in it stays here
+	}
 	for _, m := range mounts {
 		fmt.Fprintf(&script, "mount --bind '%s' '%s'\n", m.GetSource(), m.GetDestination())
 		if slices.Contains(m.GetOptions(), "ro") && m.GetSource() != "/dev/null" {
@@ -239,7 +248,7 @@ func hold(t *testing.T, mounts []*containerv1.Mount) *held {
 	}
 	script.WriteString("set +e\necho ready\nwhile read line; do eval \"$line\" 2>&1; echo \"end $?\"; done\n")
 	cmd := exec.Command("sh", "-c", script.String())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS &^ unshare, Unshareflags: unshare, Pdeathsig: syscall.SIGKILL}
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -330,6 +339,54 @@ func TestWhatWasExchangedBeforeItWasMountedFailsTheLaunch(t *testing.T) {
 	}
 	if err := isolate(c, box, r, int32(os.Getpid())); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("Isolate of a process with the machine's mounts = %v, want FailedPrecondition", err)
+	}
+}
+
+func TestPropagationThatWasNotGivenFailsTheLaunch(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		t.Skipf("this machine does not mount: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	both := hostVolume("/mnt", dir, true)
+	both.Source.HostPath.MountPropagation = &mesosv1.MountPropagation{Mode: mesosv1.MountPropagation_BIDIRECTIONAL.Enum()}
+	only := hostVolume("/mnt", dir, true)
+	only.Source.HostPath.MountPropagation = &mesosv1.MountPropagation{Mode: mesosv1.MountPropagation_HOST_TO_CONTAINER.Enum()}
+	c := moduletest.Start(t, volumes.New(), `{"allow_bidirectional":true}`)
+	ask := func(v *mesosv1.Volume) (*containerv1.Container, *isolatorv1.PrepareResponse, error) {
+		box := container(t, v)
+		box.Rootfs = "/"
+		r, err := prepare(c, box)
+		return box, r, err
+	}
+	if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range []*mesosv1.Volume{both, only} {
+		if _, _, err := ask(v); status.Code(err) != codes.FailedPrecondition {
+			t.Errorf("Prepare of %s in a private mount = %v, want FailedPrecondition", v.Source.HostPath.MountPropagation, err)
+		}
+	}
+	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, r, err := ask(only); err != nil || r.GetProposal().GetMounts()[0].GetOptions()[2] != "rslave" {
+		t.Errorf("Prepare of HOST_TO_CONTAINER in a shared mount = %v, %v; want rslave", r, err)
+	}
+	box, r, err := ask(both)
+	if err != nil || r.GetProposal().GetMounts()[0].GetOptions()[2] != "rshared" {
+		t.Fatalf("Prepare of BIDIRECTIONAL in a shared mount = %v, %v; want rshared", r, err)
+	}
+	private := hold(t, r.GetProposal().GetMounts()) // its mounts show nowhere
+	if err := isolate(c, box, r, private.pid); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "BIDIRECTIONAL") {
+		t.Errorf("Isolate with a mount that is not shared = %v, want FailedPrecondition", err)
+	}
+	shared := holdWith(t, r.GetProposal().GetMounts(), 0)
+	if err := isolate(c, box, r, shared.pid); err != nil {
+		t.Errorf("Isolate with a shared mount: %v", err)
 	}
 }
 

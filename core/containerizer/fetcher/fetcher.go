@@ -37,8 +37,8 @@ const (
 	defaultExtractTimeout = 15 * time.Minute
 	// defaultRedirects is what browsers and curl --location stop at, or earlier.
 	defaultRedirects = 10
-	// tellEvery is the time between two words on a download that goes on.
-	tellEvery = 10 * time.Second
+	// defaultTellEvery leaves a few lines of a long download in the sandbox, and none of most.
+	defaultTellEvery = 10 * time.Second
 )
 
 // Config is what a fetcher is made of.
@@ -61,6 +61,8 @@ type Config struct {
 	// How many redirects a download may follow; negative: none. Default 10. Whatever it is, none leads from https to
 	// http.
 	Redirects int
+	// Time between two words in the sandbox's stderr on a download that goes on. Default 10 seconds.
+	TellEvery time.Duration
 	// Default: http.DefaultTransport's settings.
 	Transport http.RoundTripper
 	// Default: discarded.
@@ -117,6 +119,9 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	if cfg.ExtractTimeout <= 0 {
 		cfg.ExtractTimeout = defaultExtractTimeout
+	}
+	if cfg.TellEvery <= 0 {
+		cfg.TellEvery = defaultTellEvery
 	}
 	if cfg.Redirects == 0 {
 		cfg.Redirects = defaultRedirects
@@ -385,7 +390,7 @@ func create(root *os.Root, name string, mode os.FileMode) (*os.File, error) {
 func (f *Fetcher) teller(r Request, i item) func(n, of int64) {
 	last := time.Now()
 	return func(n, of int64) {
-		if time.Since(last) < tellEvery {
+		if time.Since(last) < f.cfg.TellEvery {
 			return
 		}
 		last = time.Now()

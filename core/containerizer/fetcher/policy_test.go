@@ -122,3 +122,31 @@ func TestTheSandboxIsOpenedByWhoeverKnowsHow(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestTheSandboxIsToldHowFarADownloadHasCome(t *testing.T) {
+	half := make(chan struct{})
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/known" {
+			w.Header().Set("Content-Length", "200")
+		}
+		w.Write(make([]byte, 100))
+		w.(http.Flusher).Flush()
+		<-half
+		w.Write(make([]byte, 100))
+	}))
+	defer s.Close()
+	sandbox := t.TempDir()
+	f := newFetcher(t, func(c *Config) { c.TellEvery = 1 })
+	go close(half)
+	for _, name := range []string{"/known", "/unknown"} {
+		if err := f.Fetch(t.Context(), Request{URIs: []*mesosv1.CommandInfo_URI{uri(s.URL + name)}, Sandbox: sandbox}); err != nil {
+			t.Fatalf("Fetch: %v", err)
+		}
+	}
+	told, err := os.ReadFile(filepath.Join(sandbox, "stderr"))
+	for _, want := range []string{"/known: 200 of 200 bytes (100%)", "/unknown: 200 bytes"} {
+		if err != nil || !strings.Contains(string(told), want) {
+			t.Errorf("stderr: got %q, %v, want it to say %q", told, err, want)
+		}
+	}
+}

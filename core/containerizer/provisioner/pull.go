@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/unpack"
+	"github.com/containerd/errdefs"
 	"github.com/google/uuid"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -214,6 +215,9 @@ func (p *Provisioner) once(ctx context.Context, s *store, name string, creds *re
 	all := images.Handlers(guarded, labelled)
 	if s.layers == nil {
 		if err := images.Dispatch(ctx, all, p.fetches, top); err != nil {
+			if registry.Unsatisfiable(err) {
+				err = errors.Join(err, p.startOver(ctx, s, chosen))
+			}
 			return nil, err
 		}
 		if err := p.unpackFlat(ctx, s, name, chosen, progress); err != nil {
@@ -232,6 +236,11 @@ func (p *Provisioner) once(ctx context.Context, s *store, name string, creds *re
 	}
 	err = images.Dispatch(ctx, work.Unpack(all), nil, top)
 	result, unpackErr := work.Wait() // also after an error: it may still be writing
+	if registry.Unsatisfiable(unpackErr) {
+		if err := p.startOver(ctx, s, chosen); err != nil {
+			return nil, err
+		}
+	}
 	switch {
 	case unpackErr != nil && (err == nil || errors.Is(err, context.Canceled)):
 		return nil, fmt.Errorf("unpack: %w", unpackErr)
@@ -241,6 +250,22 @@ func (p *Provisioner) once(ctx context.Context, s *store, name string, creds *re
 		return nil, chosen.foreign(ctx, s.content)
 	}
 	return s.keep(ctx, name, top)
+}
+
+// startOver drops what was fetched of layers that the registry does not go on with.
+func (p *Provisioner) startOver(ctx context.Context, s *store, c chosen) error {
+	for _, l := range c.layers {
+		key := "blob://" + l.Digest.String() // as the unpacker calls it
+		if err := p.turns.Lock(ctx, key); err != nil {
+			return err
+		}
+		err := s.content.Abort(ctx, remotes.MakeRefKey(ctx, l))
+		p.turns.Unlock(key)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	return nil
 }
 
 // fitting chooses the image for this machine from a list of images.

@@ -90,6 +90,10 @@ func openStore(ctx context.Context, dir string, layered bool) (_ *store, err err
 			err = errors.Join(err, s.bolt.Close())
 		}
 	}()
+	// The collector looks through blobs before it looks for halves of fetches, and gives up where there is no such folder.
+	if err := os.MkdirAll(filepath.Join(dir, "content", "blobs", "sha256"), 0o755); err != nil {
+		return nil, err
+	}
 	blobs, err := local.NewStore(filepath.Join(dir, "content"))
 	if err != nil {
 		return nil, err
@@ -117,8 +121,10 @@ func openStore(ctx context.Context, dir string, layered bool) (_ *store, err err
 	return s, nil
 }
 
-// silent takes what containerd logs: it comes back as errors, too.
+// silent takes what containerd logs: it comes back as errors, too. Some of it goes past the context; nobody else in this
+// process logs there.
 func silent() *logrus.Entry {
+	log.L.Logger.SetOutput(io.Discard)
 	l := logrus.New()
 	l.SetOutput(io.Discard)
 	return logrus.NewEntry(l)

@@ -26,6 +26,7 @@ func Conformance(t *testing.T, with func(t testing.TB, e *Env) launcher.Launcher
 		{"ExitCodeIsReported", exitCodeIsReported},
 		{"DeathBySignalIsReported", deathBySignalIsReported},
 		{"OutputIsAppended", outputIsAppended},
+		{"OutputIsRotatedAndLinesStayWhole", outputIsRotated},
 		{"OutputThroughALinkIsRefused", outputThroughALinkIsRefused},
 		{"NothingRunsBeforeStart", nothingRunsBeforeStart},
 		{"HeldProcessIsInItsCgroups", heldProcessIsInItsCgroups},

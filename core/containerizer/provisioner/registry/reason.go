@@ -72,7 +72,7 @@ func Explain(err error) (reason error, again bool) {
 		case code == http.StatusNotFound:
 			return with(ErrNotFound), false
 		default:
-			return err, code >= 500 || code == http.StatusTooManyRequests || code == http.StatusRequestTimeout
+			return err, code >= 500 || code == http.StatusTooManyRequests || code == http.StatusRequestTimeout || Unsatisfiable(err)
 		}
 	case errors.Is(err, ErrCorrupt), errors.Is(err, ErrTruncated):
 		return err, false
@@ -88,4 +88,10 @@ func Explain(err error) (reason error, again bool) {
 		return err, true
 	}
 	return err, false
+}
+
+// Unsatisfiable says whether a registry does not go on where a fetch was cut: it has to be fetched from its beginning.
+func Unsatisfiable(err error) bool {
+	var status remoteserrors.ErrUnexpectedStatus
+	return errors.As(err, &status) && status.StatusCode == http.StatusRequestedRangeNotSatisfiable
 }

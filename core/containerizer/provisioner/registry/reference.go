@@ -135,7 +135,7 @@ func isPart(s string) bool {
 		}
 		n := len(rest) - len(strings.TrimLeft(rest, "._-"))
 		sep := rest[:n]
-		if sep != "." && sep != "_" && sep != "__" && strings.Trim(sep, "-") != "" {
+		if sep == "" || sep != "." && sep != "_" && sep != "__" && strings.Trim(sep, "-") != "" {
 			return false
 		}
 		rest = rest[n:]

@@ -197,6 +197,9 @@ func (s *supervisor) drop(c *container) {
 			cn.close()
 		}
 	}
+	if c.streams != nil {
+		c.streams.lastWords()
+	}
 	c.close()
 	for i, o := range s.containers {
 		if o == c {
