@@ -7,18 +7,22 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 TOOLS := $(CURDIR)/.tools/bin
 RUNC_VERSION := v1.5.2
+CNI_VERSION := v1.9.1
 
 # Packages whose tests run under the race detector: those with goroutines of their own.
 RACE_PKGS := ./core/agent/... ./core/api/... ./core/containerizer ./core/master/... ./core/modulehost/... ./sdk/module/... ./sdk/scheduler/...
 
 .PHONY: build test lint gen demo bench check-long help clean install-tools
 
-build: bin/runc ## build bin/mosaic, bin/mosaic-modules, bin/mosaic-shim and bin/runc
+build: bin/runc bin/cni/bridge ## build bin/mosaic, bin/mosaic-modules, bin/mosaic-shim, bin/runc and bin/cni
 	@mkdir -p bin
 	$(GOBUILD) -o bin/ ./core/cmd/mosaic ./modules/bundle/mosaic-modules ./core/containerizer/shim/mosaic-shim
 
 bin/runc:
 	tools/install.sh runc $(RUNC_VERSION)
+
+bin/cni/bridge:
+	tools/install.sh cni $(CNI_VERSION)
 
 test: build ## everything that a change must pass
 	tools/install.sh test

@@ -73,7 +73,7 @@ func Parse(name string, text []byte) (*Config, error) {
 // Default gives the composition of an operator who wrote none: what the bundle has that every agent needs.
 func Default() *Config {
 	c := &Config{Files: map[string][]byte{}}
-	for _, name := range []string{"cgroups", "rlimits", "namespaces", "linux"} {
+	for _, name := range []string{"cgroups", "rlimits", "namespaces", "linux", "volumes"} {
 		c.Modules = append(c.Modules, Module{Kind: "isolator", Name: name, Required: true})
 	}
 	return c

@@ -299,7 +299,7 @@ func TestTheDefaultHasWhatEveryAgentNeeds(t *testing.T) {
 		}
 		names = append(names, m.Name)
 	}
-	if !slices.Equal(names, []string{"cgroups", "rlimits", "namespaces", "linux"}) {
+	if !slices.Equal(names, []string{"cgroups", "rlimits", "namespaces", "linux", "volumes"}) {
 		t.Errorf("default modules are %v", names)
 	}
 }

@@ -183,6 +183,9 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 	if err := ctzr.Use(isolators); err != nil {
 		return err
 	}
+	if logger := host.ContainerLogger(); logger != nil {
+		ctzr.UseLogger(logger)
+	}
 
 	machine := o.hostname
 	if machine == "" {

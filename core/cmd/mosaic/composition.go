@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -26,7 +27,7 @@ import (
 // gets the default ones: nobody means to run tasks without any isolation by leaving something out.
 func loadConfig(path string) (*config.Config, error) {
 	if path == "" {
-		return defaultComposition(), nil
+		return defaultComposition()
 	}
 	c, err := config.Load(path)
 	if err != nil {
@@ -36,21 +37,39 @@ func loadConfig(path string) (*config.Config, error) {
 		return nil, &exitError{exitFailed, fmt.Errorf("the configuration is refused:\n%w", diags)}
 	}
 	if !slices.ContainsFunc(c.Modules, func(m config.Module) bool { return m.Kind == modulehost.KindIsolator }) {
-		c.Modules = append(defaultComposition().Modules, c.Modules...)
+		d, err := defaultComposition()
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(c.Files, d.Files)
+		c.Modules = append(d.Modules, c.Modules...)
 	}
 	return c, nil
 }
 
-// defaultComposition is the default bundle; for an ordinary user, without what needs root: cgroups and namespaces.
-// Whoever composes them by hand is taken at their word, and told at the first launch what the machine does not allow.
-func defaultComposition() *config.Config {
+// defaultComposition is the default bundle, with a network for containers where its plugins are; for an ordinary user,
+// without what needs root. Whoever composes them by hand is taken at their word, and told at the first launch what the
+// machine does not allow.
+func defaultComposition() (*config.Config, error) {
 	c := config.Default()
 	if os.Geteuid() != 0 {
 		c.Modules = slices.DeleteFunc(c.Modules, func(m config.Module) bool {
-			return m.Kind == modulehost.KindIsolator && (m.Name == "cgroups" || m.Name == "namespaces")
+			return m.Kind == modulehost.KindIsolator && slices.Contains([]string{"cgroups", "namespaces", "volumes"}, m.Name)
 		})
+		return c, nil
 	}
-	return c
+	bridge, err := beside(filepath.Join("cni", "bridge"))
+	if err != nil {
+		return c, nil //nolint:nilerr // installed without them: containers have the host's network
+	}
+	const name = "the default composition"
+	network, err := config.Parse(name, fmt.Appendf(nil, "isolator \"cni\" {\n  config {\n    plugins_dir    = %q\n    default_bridge = true\n  }\n}\n", filepath.Dir(bridge)))
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(c.Files, network.Files)
+	c.Modules = append(c.Modules, network.Modules...)
+	return c, nil
 }
 
 // settings fills options from the configuration where no flag was given.

@@ -22,7 +22,7 @@ import (
 // Which daemon runs the modules of which kind. Kinds that neither uses are refused: a module that is configured and
 // never asked would be worse than none.
 func agentKinds() []string {
-	return []string{modulehost.KindIsolator, modulehost.KindResourceEstimator, modulehost.KindQoSController, modulehost.KindSecretResolver}
+	return []string{modulehost.KindIsolator, modulehost.KindResourceEstimator, modulehost.KindQoSController, modulehost.KindSecretResolver, modulehost.KindContainerLogger}
 }
 
 func masterKinds() []string { return []string{modulehost.KindAuthorizer} }
