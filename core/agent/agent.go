@@ -147,6 +147,8 @@ type Deps struct {
 	ExecutorToken func(framework, executor, container string) string
 	// Approver says who may do what to which container; nil allows everything.
 	Approver Approver
+	// Images are what PRUNE_IMAGES removes; nil answers 501.
+	Images Images
 }
 
 // ErrShutdown is returned by Run when the master told the agent to shut down, or refuses it for good. A new

@@ -100,6 +100,8 @@ func (a *Agent) OperatorCall(ctx context.Context, principal string, call *agentv
 			r.EstimatedDrainStartTime = &mesosv1.TimeInfo{Nanoseconds: new(a.drainSince.UnixNano())}
 		}
 		return &agentv1.Response{Type: agentv1.Response_GET_AGENT.Enum(), GetAgent: r}, nil
+	case agentv1.Call_PRUNE_IMAGES:
+		return nil, a.pruneImages(ctx, call.GetPruneImages())
 	default:
 		return a.containerCall(ctx, principal, call)
 	}

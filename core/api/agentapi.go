@@ -131,6 +131,8 @@ func agentAction(t agentv1.Call_Type) string {
 		return "VIEW_FLAGS"
 	case agentv1.Call_SET_LOGGING_LEVEL:
 		return "SET_LOG_LEVEL"
+	case agentv1.Call_PRUNE_IMAGES:
+		return "PRUNE_IMAGES"
 	}
 	return ""
 }

@@ -196,6 +196,7 @@ type AgentDeps struct {
 	ContainerIO ContainerIO // nil answers 501 to the calls that stream
 	Files       Sandboxes   // nil publishes nothing
 	Modules     func() any  // what /mosaic/v1/modules shows, as JSON; nil leaves the path out
+	Images      Images      // nil leaves the paths of images out
 }
 
 // NewMaster returns the handler of everything a master answers over HTTP.
@@ -215,6 +216,7 @@ func NewAgent(cfg Config, deps AgentDeps) *Server {
 		agent:   deps.Agent,
 		modules: deps.Modules,
 		io:      deps.ContainerIO,
+		images:  deps.Images,
 	}
 	return newServer(a.edge, "/slave(1)", a.routes())
 }
@@ -247,4 +249,5 @@ type agentEdge struct {
 	agent   Agent
 	io      ContainerIO
 	modules func() any
+	images  Images
 }

@@ -219,6 +219,7 @@ func (a *agentEdge) routes() []Route {
 			Doc: "The modules and how they are; Mesos has no such endpoint.", handler: a.listModules,
 		})
 	}
+	routes = append(routes, a.imageRoutes()...)
 	return append(routes, a.commonRoutes(RealmAgentReadOnly)...)
 }
 

@@ -139,11 +139,6 @@ func (cfg *Config) invocation(r *record, a *attachment) (*invocation, error) {
 
 // join makes one interface.
 func (i *Isolator) join(ctx context.Context, cfg *Config, f folder, r *record, a *attachment) error {
-	leave, err := i.adds.enter(ctx, func() { i.progress(cfg, r, "waits for other containers' networks") })
-	if err != nil {
-		return err
-	}
-	defer leave()
 	net, err := parseNetwork(a.Config)
 	if err != nil {
 		return err
@@ -185,6 +180,8 @@ const tryLater = 11
 func explain(ctx context.Context, err error) error {
 	var said *pluginError
 	switch {
+	case status.Code(err) != codes.Unknown:
+		return err
 	case ctx.Err() != nil:
 		return status.FromContextError(ctx.Err()).Err()
 	case errors.As(err, &said) && said.Code == tryLater:
@@ -251,8 +248,7 @@ func absent(info *mesosv1.NetworkInfo, result json.RawMessage) string {
 // detach takes back what a record names, the last network first. What fails is told and may be tried again; the rest is
 // gone.
 func (i *Isolator) detach(ctx context.Context, cfg *Config, f folder, r *record) error {
-	unfinished := !r.Done
-	if unfinished {
+	if !r.Done {
 		if err := endStrays(ctx, r.ID); err != nil {
 			return err
 		}
@@ -283,11 +279,6 @@ func (i *Isolator) detach(ctx context.Context, cfg *Config, f folder, r *record)
 
 // leave takes one interface back.
 func (i *Isolator) leave(ctx context.Context, cfg *Config, r *record, a *attachment) error {
-	done, err := i.dels.enter(ctx, nil)
-	if err != nil {
-		return err
-	}
-	defer done()
 	net, err := parseNetwork(a.Config)
 	if len(a.Config) == 0 { // kept without, or guessed
 		all, broken, failed := i.networks(cfg)
@@ -327,23 +318,20 @@ func (i *Isolator) guess(cfg *Config, c *containerv1.Container) *record {
 // turns lets so many at a time have a turn.
 type turns chan struct{}
 
-// patience is how often who waits for a turn says so.
-const patience = 3 * time.Second
+// patience is how long a call waits for its turn before its caller is told to ask again. It is well below the shortest
+// deadline of those calls: when hundreds of containers start or end at once it is not the module that is slow.
+const patience = 5 * time.Second
 
-// enter waits for a turn and calls waiting, if that is not nil, while it does. leave gives the turn back.
-func (t turns) enter(ctx context.Context, waiting func()) (leave func(), err error) {
-	tick := time.NewTicker(patience)
-	defer tick.Stop()
-	for {
-		select {
-		case t <- struct{}{}:
-			return func() { <-t }, nil
-		case <-tick.C:
-			if waiting != nil {
-				waiting()
-			}
-		case <-ctx.Done():
-			return nil, status.FromContextError(ctx.Err()).Err()
-		}
+// enter waits for a turn; leave gives it back.
+func (t turns) enter(ctx context.Context) (leave func(), err error) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case t <- struct{}{}:
+		return func() { <-t }, nil
+	case <-timer.C:
+		return nil, status.Error(codes.Aborted, "other containers' networks come first")
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
 	}
 }

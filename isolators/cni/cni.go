@@ -277,6 +277,11 @@ func (i *Isolator) Prepare(ctx context.Context, r *isolatorv1.PrepareRequest) (*
 	if err := ctx.Err(); err != nil {
 		return nil, status.FromContextError(err).Err() // its Cleanup may have been here before it
 	}
+	done, err := i.adds.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	made, err := i.attach(ctx, cfg, r.GetOperationId(), c, w)
 	if err != nil {
 		return nil, err
@@ -331,6 +336,13 @@ func (i *Isolator) Cleanup(ctx context.Context, r *isolatorv1.CleanupRequest) (*
 		if made = i.guess(cfg, c); made == nil {
 			made = &record{ID: pluginID(c.GetId()), Done: true}
 		}
+	}
+	if slices.ContainsFunc(made.Networks, func(a attachment) bool { return a.Begun && !a.Gone }) {
+		done, err := i.dels.enter(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer done()
 	}
 	if err := i.detach(ctx, cfg, f, made); err != nil {
 		return nil, explain(ctx, err)

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -555,5 +557,29 @@ func FuzzResultsAreReadOrRefused(f *testing.F) {
 		if n, err := parseNetwork(data); err == nil {
 			_, _ = (&invocation{runtime: map[string]any{"x": 1}}).configure(n, n.Plugins[0], nil)
 		}
+	})
+}
+
+func TestWhoWaitsLongForATurnIsToldToAskAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one := make(turns, 1)
+		leave, err := one.enter(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		if _, err := one.enter(t.Context()); status.Code(err) != codes.Aborted || time.Since(begin) != patience {
+			t.Errorf("enter = %v after %s, want Aborted after %s", err, time.Since(begin), patience)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := one.enter(ctx); status.Code(err) != codes.Canceled {
+			t.Errorf("enter of who went away = %v, want Canceled", err)
+		}
+		leave()
+		if leave, err = one.enter(t.Context()); err != nil {
+			t.Errorf("enter after leave = %v, want success", err)
+		}
+		leave()
 	})
 }

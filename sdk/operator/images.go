@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"time"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
@@ -52,6 +53,11 @@ type Pull struct {
 	Error string `json:"error,omitempty"`
 	// Digest that the name led to, once known.
 	Digest string `json:"digest,omitempty"`
+}
+
+// Same says whether nothing happened between p and q.
+func (p Pull) Same(q Pull) bool {
+	return p.Name == q.Name && p.State == q.State && p.Error == q.Error && p.Digest == q.Digest && slices.Equal(p.Layers, q.Layers)
 }
 
 // Layer is one layer of a pull.

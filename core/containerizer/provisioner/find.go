@@ -38,7 +38,7 @@ func (p *Provisioner) find(ctx context.Context, image *mesosv1.Image, fresh bool
 	if err != nil {
 		return nil, err
 	}
-	return p.named(ctx, docker.GetName(), creds, fresh)
+	return p.named(ctx, docker.GetName(), creds, fresh, nil)
 }
 
 // credentials are those that come with an image.
@@ -78,13 +78,14 @@ func onDisk(name string) (string, bool) {
 	return filepath.Clean(name), filepath.IsAbs(name)
 }
 
-// named finds an image by its name: of a registry, a URL, a path.
-func (p *Provisioner) named(ctx context.Context, name string, who *pullAs, fresh bool) (*base, error) {
+// named finds an image by its name: of a registry, a URL, a path. see, if given, is told of the progress when it has to be
+// pulled.
+func (p *Provisioner) named(ctx context.Context, name string, who *pullAs, fresh bool, see func(*progress)) (*base, error) {
 	if path, ok := onDisk(name); ok {
 		return p.lower(ctx, path)
 	}
 	if strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://") {
-		return p.fromURL(ctx, name, fresh)
+		return p.fromURL(ctx, name, fresh, see)
 	}
 	ref, err := p.registries.Parse(name)
 	if err != nil {
@@ -113,7 +114,7 @@ func (p *Provisioner) named(ctx context.Context, name string, who *pullAs, fresh
 		creds, sum = who.creds, who.sum
 	}
 	got, err := p.pull(ctx, ask{
-		name: whole, key: keyOf(whole, []byte(sum), fresh),
+		name: whole, key: keyOf(whole, []byte(sum), fresh), see: see,
 		do: func(ctx context.Context, progress *progress) (*pulled, error) {
 			return p.fromRegistry(ctx, s, ref, creds, progress)
 		},

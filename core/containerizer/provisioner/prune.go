@@ -54,7 +54,7 @@ func (p *Provisioner) Run(ctx context.Context) error {
 		used, err := p.used()
 		if err == nil && used > 1-p.cfg.GC.Headroom {
 			p.log.Info("disk is filling, images that nobody uses are removed", "used", used, "headroom", p.cfg.GC.Headroom)
-			_, err = p.Prune(ctx, p.cfg.GC.Excluded)
+			_, err = p.Prune(ctx, nil)
 		}
 		if err != nil && ctx.Err() == nil {
 			p.log.Warn("images that nobody uses are still there", "error", err)
@@ -70,12 +70,15 @@ func (p *Provisioner) used() (float64, error) {
 	return diskUsed(p.cfg.Dir)
 }
 
-// Prune removes every image that no container runs from, but for those excluded by name, and returns their names. What
-// is being pulled stays. It may be killed at any point: what it had begun is completed by the next start.
+// Prune removes every image that no container runs from, but for those excluded by name, or, if excluded is nil, those
+// that the operator excluded. It returns the names of what it removed. What is being pulled stays. It may be killed at any point: what it had begun is completed by the next start.
 func (p *Provisioner) Prune(ctx context.Context, excluded []string) ([]string, error) {
 	s, err := p.openedIfAny(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("prune images: %w", err)
+	}
+	if excluded == nil {
+		excluded = p.cfg.GC.Excluded
 	}
 	keep := map[string]bool{}
 	for _, name := range excluded {

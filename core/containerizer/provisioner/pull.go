@@ -54,6 +54,7 @@ type ask struct {
 	name string // whole
 	key  string // pulls with the same key are one
 	do   func(ctx context.Context, progress *progress) (*pulled, error)
+	see  func(*progress) // optional
 }
 
 // keyOf tells pulls from one another: one who may must not wait in vain for one who may not.
@@ -78,6 +79,9 @@ func (p *Provisioner) pull(ctx context.Context, a ask) (*pulled, error) {
 	}
 	x.waiters++
 	p.mu.Unlock()
+	if a.see != nil {
+		a.see(x.progress)
+	}
 	select {
 	case <-x.done:
 		return x.got, x.err
@@ -411,6 +415,50 @@ type turn struct {
 //
 // Errors: those of package registry, and whatever else there is no telling.
 func (p *Provisioner) Pull(ctx context.Context, name string, fresh bool) error {
-	_, err := p.named(ctx, name, nil, fresh)
+	_, err := p.named(ctx, name, nil, fresh, nil)
 	return err
+}
+
+// tellEvery is how often progress is told: as often as an eye follows.
+const tellEvery = 100 * time.Millisecond
+
+// PullAndTell is Pull that tells how far it is while it goes on, and at last that it is done or has failed.
+func (p *Provisioner) PullAndTell(ctx context.Context, name string, fresh bool, tell func(operator.Pull)) error {
+	seen := make(chan *progress, 1)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := p.named(ctx, name, nil, fresh, func(x *progress) { seen <- x })
+		ended <- err
+	}()
+	tick := time.NewTicker(tellEvery)
+	defer tick.Stop()
+	last := operator.Pull{Name: p.canonical(name), State: operator.PullResolving, Started: time.Now()}
+	tell(last)
+	var x *progress
+	for {
+		select {
+		case x = <-seen:
+		case <-tick.C:
+			if x == nil {
+				continue
+			}
+			if now := x.snapshot(); !now.Ended() && !now.Same(last) {
+				last = now
+				tell(now)
+			}
+		case err := <-ended:
+			if x == nil && len(seen) > 0 {
+				x = <-seen
+			}
+			if x != nil {
+				last = x.snapshot()
+			}
+			last.State, last.Error = operator.PullDone, ""
+			if err != nil {
+				last.State, last.Error = operator.PullFailed, err.Error()
+			}
+			tell(last)
+			return err
+		}
+	}
 }

@@ -20,7 +20,7 @@ import (
 )
 
 // fromURL finds an image whose archive is at a URL.
-func (p *Provisioner) fromURL(ctx context.Context, address string, fresh bool) (*base, error) {
+func (p *Provisioner) fromURL(ctx context.Context, address string, fresh bool, see func(*progress)) (*base, error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" {
 		return nil, errors.New("malformed URL of an image")
@@ -30,7 +30,7 @@ func (p *Provisioner) fromURL(ctx context.Context, address string, fresh bool) (
 		return b, nil
 	}
 	got, err := p.pull(ctx, ask{
-		name: name, key: keyOf(name, []byte(address), fresh),
+		name: name, key: keyOf(name, []byte(address), fresh), see: see,
 		do: func(ctx context.Context, progress *progress) (*pulled, error) {
 			var got *pulled
 			err := p.repeat(ctx, name, progress, func() error {
