@@ -152,6 +152,17 @@ func namespacesOf(ct *container) (*namespaces, error) {
 	pid, ticks := ct.pid, ct.ticks
 	ct.mu.Unlock()
 	n := &namespaces{}
+	open := func(name string, flags int) (*os.File, error) {
+		f, err := os.OpenFile(fmt.Sprintf("/proc/%d/%s", pid, name), flags, 0)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			return nil, fmt.Errorf("container %s: %w", ct.id, ErrNotRunning)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("namespaces of container %s: %w", ct.id, err)
+		}
+		n.files = append(n.files, f)
+		return f, nil
+	}
 	for _, kind := range []struct {
 		name string
 		is   containerv1.Namespace_Type
@@ -168,14 +179,10 @@ func namespacesOf(ct *container) (*namespaces, error) {
 		if err != nil {
 			return n, fmt.Errorf("namespaces of container %s: %w", ct.id, err)
 		}
-		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", pid, kind.name))
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
-			return n, fmt.Errorf("container %s: %w", ct.id, ErrNotRunning)
-		}
+		f, err := open("ns/"+kind.name, os.O_RDONLY)
 		if err != nil {
-			return n, fmt.Errorf("namespaces of container %s: %w", ct.id, err)
+			return n, err
 		}
-		n.files = append(n.files, f)
 		theirs, err := f.Stat()
 		if err != nil {
 			return n, fmt.Errorf("namespaces of container %s: %w", ct.id, err)
@@ -183,11 +190,10 @@ func namespacesOf(ct *container) (*namespaces, error) {
 		if !os.SameFile(own, theirs) {
 			n.list = append(n.list, &containerv1.Namespace{Type: kind.is, Path: pathOf(f)})
 			if kind.is == containerv1.Namespace_MOUNT {
-				root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH, 0)
+				root, err := open("root", unix.O_PATH)
 				if err != nil {
-					return n, fmt.Errorf("root folder of container %s: %w", ct.id, err)
+					return n, err
 				}
-				n.files = append(n.files, root)
 				n.root = pathOf(root)
 			}
 		}

@@ -3,12 +3,15 @@ package containerizer
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -314,5 +317,59 @@ func TestRealOutputOfANestedContainerIsRotatedInItsSandboxWhereverThatIsMoved(t 
 		t.Fatal(err)
 	}
 	r.finish(t, c, "pod")
+	r.nothingOfHelpers(t)
+}
+
+func TestRealOutputGoesToASyslogDaemonByTheForwarder(t *testing.T) {
+	r := newRig(t)
+	program := filepath.Join(r.env.Dir, "forwarder")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "../../modules/containerloggers/syslog/mosaic-syslog-forwarder")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	socket := filepath.Join(r.env.Dir, "log")
+	daemon, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer daemon.Close()
+	c := r.start(t)
+	defer stopAgent(t, c)
+	c.UseLogger(fakeLogger(func(ct *containerv1.Container) (*containerloggerv1.PrepareResponse, error) {
+		a := &containerloggerv1.PrepareResponse{Stdout: toHelper("stdout"), Stderr: toHelper("stderr")}
+		for name, severity := range map[string]string{"stdout": "6", "stderr": "3"} {
+			a.Helpers = append(a.Helpers, &containerv1.Helper{
+				Name: name, Restart: true, Environment: map[string]string{"GOMAXPROCS": "1"},
+				Argv: []string{program, "-address", "unix://" + socket, "-app", "t1", "-procid", ct.GetId(), "-severity", severity},
+			})
+		}
+		return a, nil
+	}))
+	if _, err := c.Launch(t.Context(), r.container("c1", "seq 1 2000; echo wrong >&2; cat go; sleep 0.1; echo end")); err != nil {
+		t.Fatalf("Launch: %v", err)
+	}
+	if err := daemon.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	next, wrong, b := 1, 0, make([]byte, 9000)
+	for ended := false; !ended || wrong < 2; { // cat complains too
+		n, err := daemon.Read(b)
+		if err != nil {
+			t.Fatalf("after line %d: %v", next-1, err)
+		}
+		head, text, _ := strings.Cut(string(b[:n]), " t1[c1]: ")
+		switch {
+		case strings.HasPrefix(head, "<11>"):
+			wrong++
+		case text == "end" && next == 2001:
+			ended = true
+		case text == strconv.Itoa(next) && strings.HasPrefix(head, "<14>"):
+			next++
+		default:
+			t.Fatalf("got %q after line %d", b[:n], next-1)
+		}
+	}
+	r.finish(t, c, "c1")
 	r.nothingOfHelpers(t)
 }

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
+	"syscall"
 	"time"
 )
 
@@ -25,6 +27,23 @@ func (f *Fetcher) redirected(to *http.Request, via []*http.Request) error {
 		return fmt.Errorf("server redirects to %s, by which this agent fetches nothing", to.URL.Redacted())
 	}
 	return nil
+}
+
+// denied refuses connections to addresses in list. It is asked for each address that is tried, after its name was
+// looked up.
+func denied(list []netip.Prefix) func(network, address string, _ syscall.RawConn) error {
+	return func(_, address string, _ syscall.RawConn) error {
+		to, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return fmt.Errorf("address %s: %w", address, err)
+		}
+		for _, p := range list {
+			if p.Contains(to.Addr().Unmap().WithZone("")) {
+				return fmt.Errorf("this agent fetches nothing from %s", p)
+			}
+		}
+		return nil
+	}
 }
 
 // download writes what the item's URL brings to w and returns its length. size, if given, is told the length before the

@@ -14,7 +14,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"path"
@@ -63,6 +65,9 @@ type Config struct {
 	Redirects int
 	// Time between two words in the sandbox's stderr on a download that goes on. Default 10 seconds.
 	TellEvery time.Duration
+	// Addresses that nothing is fetched from, whatever name or redirect leads there: the agent reaches what a task with
+	// its own network may not, such as a cloud's metadata service (169.254.0.0/16). Counts without Transport.
+	Deny []netip.Prefix
 	// Default: http.DefaultTransport's settings.
 	Transport http.RoundTripper
 	// Default: discarded.
@@ -141,6 +146,8 @@ func New(cfg Config) (*Fetcher, error) {
 		t := http.DefaultTransport.(*http.Transport).Clone()
 		t.ResponseHeaderTimeout = cfg.StallTimeout
 		t.DisableCompression = true // a .gz must arrive as it is
+		dialer := &net.Dialer{Timeout: cfg.StallTimeout, Control: denied(cfg.Deny)}
+		t.DialContext = dialer.DialContext
 		cfg.Transport = t
 	}
 	f := &Fetcher{cfg: cfg}

@@ -4,8 +4,10 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -148,5 +150,29 @@ func TestTheSandboxIsToldHowFarADownloadHasCome(t *testing.T) {
 		if err != nil || !strings.Contains(string(told), want) {
 			t.Errorf("stderr: got %q, %v, want it to say %q", told, err, want)
 		}
+	}
+}
+
+func TestNothingComesFromAddressesThatTheOperatorDenies(t *testing.T) {
+	s := newSite(t, map[string][]byte{"/x": []byte("x")})
+	_, port, err := net.SplitHostPort(s.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newFetcher(t, func(c *Config) {
+		c.Deny = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
+	})
+	for _, host := range []string{"127.0.0.1", "localhost", "[::ffff:127.0.0.1]"} {
+		err := f.Fetch(t.Context(), Request{URIs: []*mesosv1.CommandInfo_URI{uri("http://" + host + ":" + port + "/x")}, Sandbox: t.TempDir()})
+		if err == nil || !strings.Contains(err.Error(), "fetches nothing from") {
+			t.Errorf("Fetch from %s: got %v, want a refusal", host, err)
+		}
+	}
+	if s.gets.Load() != 0 {
+		t.Errorf("got %d requests, want none", s.gets.Load())
+	}
+	f = newFetcher(t, func(c *Config) { c.Deny = []netip.Prefix{netip.MustParsePrefix("169.254.0.0/16")} })
+	if err := f.Fetch(t.Context(), Request{URIs: []*mesosv1.CommandInfo_URI{uri(s.URL + "/x")}, Sandbox: t.TempDir()}); err != nil {
+		t.Errorf("Fetch from elsewhere: %v", err)
 	}
 }
