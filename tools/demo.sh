@@ -8,9 +8,12 @@ log=$dir/dev.log
 mosaic=$PWD/bin/mosaic
 dev=
 
+registry=
+
 cleanup() {
   local code=$?
   trap - EXIT
+  if [ -n "$registry" ]; then kill "$registry" 2>/dev/null || true; fi
   if [ -n "$dev" ] && kill -0 "$dev" 2>/dev/null; then kill -TERM "$dev"; wait "$dev" 2>/dev/null || true; fi
   if [ $code -ne 0 ]; then
     printf '\nThe demo failed. The last lines of the cluster:\n'
@@ -123,6 +126,27 @@ tasks:
         - {container_path: shared, mode: RW, source: {type: SANDBOX_PATH, sandbox_path: {type: PARENT, path: common}}}
 YAML
   expect 0 'client . from the server' run --group "$dir/group.yaml"
+fi
+
+if [ $root = 1 ] && [ -x bin/cni/bridge ] && busybox=$(command -v busybox) && ! ldd "$busybox" >/dev/null 2>&1; then
+  say "An image from a registry, on a network of its own, with a published port"
+  CGO_ENABLED=0 ${GO:-go} build -trimpath -o "$dir/registry" ./core/e2e/registry
+  "$dir/registry" -busybox "$busybox" -page 'hello from a container' >"$dir/image" &
+  registry=$!
+  for _ in $(seq 100); do [ -s "$dir/image" ] && break; sleep 0.1; done
+  image=$(cat "$dir/image")
+  expect 0 'done|pulled' image pull "$image"
+  expect 0 "$image" image ls
+  expect 0 '^site-' run --detach --name site --image "$image" --network bridge --publish 31080:80
+  for _ in $(seq 50); do curl -s -m 2 http://127.0.0.1:31080/ >"$dir/page" && break; sleep 0.1; done
+  printf '$ curl http://127.0.0.1:31080/\n  '
+  cat "$dir/page"; echo
+  grep -q 'hello from a container' "$dir/page" || { echo "the page is not what the container serves"; exit 1; }
+  expect 0 'inet 10\.' task exec site -- ip addr show eth0
+  echo "What runs for it: no daemon but this cluster and the demo's registry"
+  ps -eo args | grep -E 'mosaic|dockerd|containerd|registry|httpd' | grep -vE 'grep|demo.sh' | cut -c1-110 | sed 's/^/  /'
+  ! ps -eo comm | grep -qE '^(dockerd|containerd)$' || echo "  (a daemon of this machine's own, which nothing here uses)"
+  expect 0 'killing' task kill site
 fi
 
 say "All of it went as it should"

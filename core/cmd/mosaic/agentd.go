@@ -152,7 +152,12 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 		defer os.RemoveAll(run)
 	}
 	resolver := &secrets{}
-	ctzr, err := newContainerizer(o, workDir, run, store, resolver, log)
+	images, err := newImages(o, workDir, resolver, log)
+	if err != nil {
+		return err
+	}
+	defer closing(&err, images.Close)
+	ctzr, err := newContainerizer(o, workDir, run, store, images, resolver, log)
 	if err != nil {
 		return err
 	}
@@ -201,7 +206,7 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 		name = o.hostname
 	}
 	deps := agent.Deps{
-		Containerizer: ctzr, Store: store, Logger: log, LogLevel: level,
+		Containerizer: ctzr, Images: images, Store: store, Logger: log, LogLevel: level,
 		DialOptions: []grpc.DialOption{
 			grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
@@ -228,13 +233,14 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 		return err
 	}
 	edge := api.NewAgent(api.Config{Version: versionInfo(), Metrics: metrics, Log: log},
-		api.AgentDeps{Agent: a, ContainerIO: a, Files: a, Modules: func() any { return moduleRows(host.Status()) }})
+		api.AgentDeps{Agent: a, ContainerIO: a, Files: a, Images: images, Modules: func() any { return moduleRows(host.Status()) }})
 	if ready != nil {
 		ready(host)
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.Run(gctx) })
 	g.Go(func() error { return reportOwed(gctx, host, ctzr.Owed) })
+	g.Go(func() error { return images.Run(gctx) })
 	g.Go(func() error { return serve(gctx, l, edge, nil, log) })
 	err = ended(ctx, g.Wait())
 	if o.ephemeral {
@@ -267,18 +273,10 @@ func removeCgroups(ctx context.Context, o agentOptions, workDir string) {
 	}
 }
 
-// newContainerizer wires launchers, images and the fetcher.
-func newContainerizer(o agentOptions, workDir, run string, store *agent.Store, resolver *secrets, log *slog.Logger) (*containerizer.Containerizer, error) {
-	groups, err := cgroup.Detect()
-	if err != nil && !errors.Is(err, cgroup.ErrNone) {
-		return nil, err
-	}
-	launchers, err := newLaunchers(o, groups, log)
-	if err != nil {
-		return nil, err
-	}
+// newImages wires what makes root filesystems.
+func newImages(o agentOptions, workDir string, resolver *secrets, log *slog.Logger) (*provisioner.Provisioner, error) {
 	set := o.composition.Agent
-	images, err := provisioner.New(provisioner.Config{
+	return provisioner.New(provisioner.Config{
 		Dir: filepath.Join(workDir, "images"), Backend: set.ImageBackend, Archives: set.ImageArchives,
 		AppcPrefix: set.AppcPrefix, AppcStore: set.AppcStore, Secret: resolver.resolve, Logger: log,
 		Registries: registry.Config{
@@ -287,6 +285,15 @@ func newContainerizer(o agentOptions, workDir, run string, store *agent.Store, r
 		},
 		GC: provisioner.GCConfig{Headroom: set.ImageDiskHeadroom, Interval: set.ImageDiskWatchInterval, Excluded: set.ImageGCExcluded},
 	})
+}
+
+// newContainerizer wires launchers and the fetcher.
+func newContainerizer(o agentOptions, workDir, run string, store *agent.Store, images *provisioner.Provisioner, resolver *secrets, log *slog.Logger) (*containerizer.Containerizer, error) {
+	groups, err := cgroup.Detect()
+	if err != nil && !errors.Is(err, cgroup.ErrNone) {
+		return nil, err
+	}
+	launchers, err := newLaunchers(o, groups, log)
 	if err != nil {
 		return nil, err
 	}
