@@ -329,9 +329,9 @@ func (i *Isolator) Recover(s isolatorv1.Isolator_RecoverServer) error {
 		for _, r := range page.GetContainers() {
 			notes, ok := notesOf(r)
 			for _, k := range volumesOf(cfg, r, notes) {
-				// State that cannot be read was written after the mounts.
-				mounted := len(r.GetState()) > 0 && (!ok || notes.Boot == boot)
-				i.table.recall(key{k.Driver, k.Name}, r.GetContainer().GetId(), mounted, !mounted, k.At)
+				// State that cannot be read was written after the mounts. An orphan's cleanup may have been tried before.
+				was := len(r.GetState()) > 0 && (!ok || notes.Boot == boot)
+				i.table.recall(key{k.Driver, k.Name}, r.GetContainer().GetId(), was, was && !r.GetOrphan(), k.At)
 			}
 		}
 	}

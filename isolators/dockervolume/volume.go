@@ -29,6 +29,7 @@ type volume struct {
 	holders map[string]bool // ids of containers
 	mounted bool            // the driver mounted it
 	doubt   bool            // it may have been mounted: the answer was lost, or it was before a crash
+	stuck   bool            // it was mounted, and could not be unmounted
 	at      string          // where, "" if that was lost
 }
 
@@ -82,9 +83,9 @@ func (t *table) change(f func()) {
 	f()
 }
 
-// recall notes that a container uses a volume, or did before a crash. Of a volume that is known already it only adds
-// the container.
-func (t *table) recall(k key, id string, mounted, doubt bool, at string) {
+// recall notes that a container uses a volume, or did before a crash. was says that it was mounted for it, is that it
+// still is. Of a volume that is in use already it only adds the container.
+func (t *table) recall(k key, id string, was, is bool, at string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	v := t.get(k)
@@ -93,13 +94,10 @@ func (t *table) recall(k key, id string, mounted, doubt bool, at string) {
 	}
 	v.holders[id] = true
 	switch {
-	case mounted && v.at == "":
-		v.mounted, v.at = true, at
-	case doubt && !v.mounted:
-		v.doubt = true
-	}
-	if v.mounted {
-		v.doubt = false // nobody mounts again what is mounted
+	case is && !v.mounted:
+		v.mounted, v.doubt, v.stuck, v.at = true, false, false, at // nobody mounts again what is mounted
+	case !is && !v.mounted:
+		v.doubt, v.stuck = true, v.stuck || was
 	}
 }
 
@@ -165,7 +163,7 @@ func (i *Isolator) attach(ctx context.Context, d *driver, k key, id string, opti
 	if err != nil {
 		return "", err
 	}
-	i.table.change(func() { v.mounted, v.doubt, v.at = true, false, at })
+	i.table.change(func() { v.mounted, v.doubt, v.stuck, v.at = true, false, false, at })
 	return at, nil
 }
 
@@ -183,17 +181,17 @@ func (i *Isolator) detach(ctx context.Context, cfg *Config, k key, id string, st
 	}
 	if alone {
 		i.table.mu.Lock()
-		certain := v.mounted
+		certain := v.mounted || v.stuck
 		i.table.mu.Unlock()
 		if err := i.release(ctx, cfg, k, certain && !stale); err != nil {
-			i.table.change(func() { v.mounted, v.doubt, v.at = false, true, "" })
+			i.table.change(func() { v.mounted, v.doubt, v.stuck, v.at = false, true, certain, "" })
 			return err
 		}
 	}
 	i.table.change(func() {
 		delete(v.holders, id)
 		if len(v.holders) == 0 {
-			v.mounted, v.doubt, v.at = false, false, ""
+			v.mounted, v.doubt, v.stuck, v.at = false, false, false, ""
 		}
 	})
 	return nil

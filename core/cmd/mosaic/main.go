@@ -100,7 +100,7 @@ Start with one machine:
 	}
 	add("start", newDev(), newMaster(), newAgent())
 	add("use", newRun(), newTask(), newExplain())
-	add("operate", newNode(), newMaintenance(), newFramework(), newRole(), newQuota(), newVolume(), newOperation(), newModule(), newConfig(), newVersion())
+	add("operate", newNode(), newMaintenance(), newFramework(), newRole(), newQuota(), newVolume(), newImage(), newOperation(), newModule(), newConfig(), newVersion())
 	checkArguments(root)
 	return root
 }
