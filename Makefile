@@ -16,7 +16,8 @@ RACE_PKGS := ./core/agent/... ./core/api/... ./core/containerizer ./core/master/
 
 build: bin/runc bin/cni/bridge ## build bin/mosaic, bin/mosaic-modules, bin/mosaic-shim, bin/runc and bin/cni
 	@mkdir -p bin
-	$(GOBUILD) -o bin/ ./core/cmd/mosaic ./modules/bundle/mosaic-modules ./core/containerizer/shim/mosaic-shim
+	$(GOBUILD) -o bin/ ./core/cmd/mosaic ./modules/bundle/mosaic-modules ./core/containerizer/shim/mosaic-shim \
+		./modules/containerloggers/syslog/mosaic-syslog-forwarder
 
 bin/runc:
 	tools/install.sh runc $(RUNC_VERSION)

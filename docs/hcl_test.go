@@ -100,7 +100,7 @@ func TestEveryHCLBlockInADocumentParses(t *testing.T) {
 			}
 		}
 	}
-	for _, path := range []string{"../README.md", "../docs/modules.md", "../isolators/cgroups/README.md", "../sdk/scaffold/templates/go/README.md.tmpl"} {
+	for _, path := range []string{"../README.md", "../docs/modules.md", "../docs/containers.md", "../isolators/cgroups/README.md", "../sdk/scaffold/templates/go/README.md.tmpl"} {
 		if found[path] == 0 {
 			t.Errorf("%s has no hcl block, want the test to have found one", path)
 		}

@@ -143,9 +143,8 @@ if [ $root = 1 ] && [ -x bin/cni/bridge ] && busybox=$(command -v busybox) && ! 
   cat "$dir/page"; echo
   grep -q 'hello from a container' "$dir/page" || { echo "the page is not what the container serves"; exit 1; }
   expect 0 'inet 10\.' task exec site -- ip addr show eth0
-  echo "What runs for it: no daemon but this cluster and the demo's registry"
-  ps -eo args | grep -E 'mosaic|dockerd|containerd|registry|httpd' | grep -vE 'grep|demo.sh' | cut -c1-110 | sed 's/^/  /'
-  ! ps -eo comm | grep -qE '^(dockerd|containerd)$' || echo "  (a daemon of this machine's own, which nothing here uses)"
+  echo "What runs for it: this cluster and its modules, the demo's registry, the container; no daemon of anybody's"
+  { ps -o args= -p "$dev,$registry" --ppid "$dev"; ps -eo args | grep '^/bin/httpd'; } | cut -c1-110 | sed 's/^/  /'
   expect 0 'killing' task kill site
 fi
 

@@ -76,6 +76,7 @@ func Default() *Config {
 	for _, name := range []string{"cgroups", "rlimits", "namespaces", "linux", "volumes"} {
 		c.Modules = append(c.Modules, Module{Kind: "isolator", Name: name, Required: true})
 	}
+	c.Modules = append(c.Modules, Module{Kind: "container_logger", Name: "file", Required: true})
 	return c
 }
 

@@ -294,13 +294,14 @@ func TestFilesThatCannotBeReadAreTold(t *testing.T) {
 func TestTheDefaultHasWhatEveryAgentNeeds(t *testing.T) {
 	var names []string
 	for _, m := range Default().Modules {
-		if m.Kind != "isolator" || !m.Required || m.Command != "" {
-			t.Errorf("default module %+v, want a required isolator of the bundle", m)
+		if !m.Required || m.Command != "" {
+			t.Errorf("default module %+v, want a required one of the bundle", m)
 		}
-		names = append(names, m.Name)
+		names = append(names, m.Kind+"/"+m.Name)
 	}
-	if !slices.Equal(names, []string{"cgroups", "rlimits", "namespaces", "linux", "volumes"}) {
-		t.Errorf("default modules are %v", names)
+	want := []string{"isolator/cgroups", "isolator/rlimits", "isolator/namespaces", "isolator/linux", "isolator/volumes", "container_logger/file"}
+	if !slices.Equal(names, want) {
+		t.Errorf("default modules are %v, want %v", names, want)
 	}
 }
 

@@ -145,8 +145,22 @@ type Agent struct {
 	ImageDiskWatchInterval time.Duration `name:"image_disk_watch_interval" min:"1s"`
 	ImageGCExcluded        []string      `name:"image_gc_excluded"`
 
-	// Cache of downloaded URIs.
-	FetcherCacheSize Bytes `name:"fetcher_cache_size" min:"0"`
+	// Containers of type DOCKER: the network that BRIDGE means, the capabilities and the seccomp profile that they have if
+	// they ask for none, devices of the machine that they may ask for, and whether they may be privileged.
+	DockerBridge       string   `name:"docker_bridge"`
+	DockerCapabilities []string `name:"docker_capabilities"`
+	DockerSeccomp      string   `name:"docker_seccomp"`
+	DockerDevices      []string `name:"docker_devices"`
+	DockerPrivileged   bool     `name:"docker_privileged"`
+
+	// Fetching of URIs: schemes and redirects allowed, networks nothing is fetched from, how long a download may stand still,
+	// how much one may bring, and how much of it is kept.
+	FetcherSchemes      []string      `name:"fetcher_schemes" oneof:"http,https,file"`
+	FetcherRedirects    *int          `name:"fetcher_redirects" min:"0"`
+	FetcherDeny         []string      `name:"fetcher_deny"`
+	FetcherStallTimeout time.Duration `name:"fetcher_stall_timeout" min:"1s"`
+	FetcherMaxSize      Bytes         `name:"fetcher_max_size"`
+	FetcherCacheSize    Bytes         `name:"fetcher_cache_size" min:"0"`
 }
 
 // Bytes is an amount of memory or disk.

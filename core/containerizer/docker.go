@@ -3,6 +3,7 @@ package containerizer
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"path"
 	"path/filepath"
@@ -43,6 +44,9 @@ type DockerConfig struct {
 	Seccomp string
 	// Device nodes of the machine that such containers may ask for: absolute paths or patterns of path.Match. None by default.
 	Devices []string
+	// Give containers that ask for it (privileged) every capability and device, and /proc and /sys as the machine has them.
+	// Whoever may launch one has the machine.
+	Privileged bool
 }
 
 // dockerCapabilities are those that a daemon leaves to root in a container.
@@ -61,6 +65,8 @@ type dockerWish struct {
 	alone      bool    // not in the host's network
 	shared     map[containerv1.Namespace_Type]bool
 	noNewPrivs bool
+	readOnly   bool // its root filesystem
+	privileged bool
 	caps       *containerv1.Capabilities // where no isolator sets them
 }
 
@@ -79,7 +85,7 @@ func asDocker(spec *containerv1.Container, cfg DockerConfig, machine dockerMachi
 		return nil, errors.New("container.docker: a container of type DOCKER without image, want docker.image")
 	case info.GetMesos() != nil:
 		return nil, errors.New("container.docker: got settings of type MESOS, too")
-	case docker.GetPrivileged():
+	case docker.GetPrivileged() && !cfg.Privileged:
 		return nil, errors.New("container.docker: privileged: this agent gives no container all of the machine; name what it needs by cap-add and device")
 	}
 	info = proto.CloneOf(info)
@@ -93,6 +99,11 @@ func asDocker(spec *containerv1.Container, cfg DockerConfig, machine dockerMachi
 	d := &dockering{
 		cfg: cfg, machine: machine, spec: spec, info: info, driver: docker.GetVolumeDriver(),
 		wish: &dockerWish{base: &containerv1.Proposal{}, taskUser: spec.GetUser(), shared: map[containerv1.Namespace_Type]bool{}},
+	}
+	if docker.GetPrivileged() {
+		if err := d.privilege(); err != nil {
+			return nil, fmt.Errorf("container.docker: privileged: %w", err)
+		}
 	}
 	for _, p := range docker.GetPortMappings() {
 		d.ports = append(d.ports, &mesosv1.NetworkInfo_PortMapping{HostPort: p.HostPort, ContainerPort: p.ContainerPort, Protocol: p.Protocol})
@@ -234,6 +245,52 @@ func dockerVolume(driver, name string) *mesosv1.Volume_Source {
 	return &mesosv1.Volume_Source{
 		Type: mesosv1.Volume_Source_DOCKER_VOLUME.Enum(), DockerVolume: &mesosv1.Volume_Source_DockerVolume{Driver: &driver, Name: &name},
 	}
+}
+
+// privilege gives the container all of the machine but its namespaces.
+func (d *dockering) privilege() error {
+	devices, err := machineDevices("/dev")
+	if err != nil {
+		return err
+	}
+	p := d.wish.base
+	p.Devices = append(p.Devices, devices...)
+	p.Cgroup = &containerv1.CgroupResources{DeviceRules: []*containerv1.DeviceRule{{Allow: true, Type: "a", Access: "rwm"}}}
+	p.Mounts = append(p.Mounts, &containerv1.Mount{Destination: "/sys", Source: "sysfs", Type: "sysfs", Options: []string{"nosuid", "noexec", "nodev"}})
+	d.wish.privileged, d.unconfined = true, true
+	d.add = append(d.add, "ALL")
+	return nil
+}
+
+// maxMachineDevices bounds what is looked at for one container. Machines with a thousand disks have 20,000.
+const maxMachineDevices = 1 << 16
+
+// machineDevices are the device nodes below dir that a container may have as they are; those of terminals are its own.
+func machineDevices(dir string) ([]*containerv1.Device, error) {
+	var list []*containerv1.Device
+	seen := 0
+	err := filepath.WalkDir(dir, func(name string, e fs.DirEntry, err error) error {
+		if seen++; seen > maxMachineDevices {
+			return fmt.Errorf("more than %d files in %s", maxMachineDevices, dir)
+		}
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil // gone meanwhile
+		case err != nil:
+			return err
+		case e.IsDir() && slices.Contains([]string{"pts", "shm", "fd", "mqueue", "hugepages"}, e.Name()):
+			return fs.SkipDir
+		case e.Type()&fs.ModeDevice == 0 || e.Name() == "console" || e.Name() == "ptmx":
+			return nil
+		}
+		_, node, err := deviceOf(name)
+		if err == nil {
+			node.Path, node.Access = name, "rwm"
+			list = append(list, node)
+		}
+		return nil // else gone meanwhile
+	})
+	return list, err
 }
 
 // capabilities bounds the container to what it is to have.

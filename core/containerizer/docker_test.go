@@ -124,10 +124,11 @@ func TestDockerIsSaidInTheWordsOfMesos(t *testing.T) {
 		"seccomp=builtin":    {docker: param("security-opt", "seccomp=builtin"), info: `linux_info { seccomp { profile_name: "default" } }`},
 		"ulimit": {docker: param("ulimit", "nofile=1024:2048", "ulimit", "core=-1"),
 			info: `rlimit_info { rlimits { type: RLMT_NOFILE soft: 1024 hard: 2048 } rlimits { type: RLMT_CORE soft: 18446744073709551615 hard: 18446744073709551615 } }`},
-		"sysctl":   {docker: param("sysctl", "net.core.somaxconn=1024"), base: `sysctls { key: "net.core.somaxconn" value: "1024" }`},
-		"shm-size": {docker: param("shm-size", "1500k"), info: `linux_info { shm_size: 2 }`},
-		"pid=host": {docker: param("pid", "host"), info: `linux_info { share_pid_namespace: true }`},
-		"ipc=host": {docker: param("ipc", "host"), info: `linux_info { ipc_mode: SHARE_PARENT }`},
+		"read-only": {docker: param("read-only", "true"), check: func(_ *containerv1.Container, w *dockerWish) bool { return w.readOnly }},
+		"sysctl":    {docker: param("sysctl", "net.core.somaxconn=1024"), base: `sysctls { key: "net.core.somaxconn" value: "1024" }`},
+		"shm-size":  {docker: param("shm-size", "1500k"), info: `linux_info { shm_size: 2 }`},
+		"pid=host":  {docker: param("pid", "host"), info: `linux_info { share_pid_namespace: true }`},
+		"ipc=host":  {docker: param("ipc", "host"), info: `linux_info { ipc_mode: SHARE_PARENT }`},
 		"uts=host": {docker: param("uts", "host"), check: func(_ *containerv1.Container, w *dockerWish) bool {
 			return w.shared[containerv1.Namespace_UTS]
 		}},
@@ -209,7 +210,7 @@ func TestDockerThatCannotBeGivenIsRefusedByName(t *testing.T) {
 	}
 	for _, p := range []string{
 		"env=A", "env==x", "user=", "workdir=srv", "volume=/h", "volume=/h:c", "volume=/h:/c:loud", "volume=a/b:/c", "tmpfs=run", "tmpfs=/:size=1m",
-		"tmpfs=/run:uppercase", "security-opt=seccomp=/etc/p.json", "security-opt=apparmor=mine", "read-only=true", "ulimit=nofile", "ulimit=feet=3",
+		"tmpfs=/run:uppercase", "security-opt=seccomp=/etc/p.json", "security-opt=apparmor=mine", "read-only=maybe", "ulimit=nofile", "ulimit=feet=3",
 		"ulimit=nofile=2:1", "ulimit=nofile=x", "sysctl=a", "device=/dev/fuse:/dev/x:rx", "device=/dev/sda", "device=/dev/lent/disk", "device=/dev/lent/none",
 		"publish=80", "publish=1-2:3-4", "publish=99999:1", "publish=1:2/sctp", "ip=x", "ip6=10.0.0.1", "pid=container:x", "ipc=none", "userns=keep", "cpuset-cpus=all",
 		"memory-swap=lots", "memory-swap=9999999999t", "pids-limit=x", "oom-score-adj=2000", "shm-size=0", "shm-size=-1m", "memory=1g", "cpus=2", "gpus=all", "network=blue",

@@ -75,6 +75,8 @@ func (d *dockering) parameter(key, value string) error {
 		return nil
 	case "security-opt":
 		return d.security(value)
+	case "read-only":
+		return flag(value, &d.wish.readOnly)
 	case "ulimit":
 		return d.ulimit(value)
 	case "sysctl":
@@ -117,8 +119,7 @@ func refused(key, value string) error {
 		{"oom-kill-disable", "false", "a container that cannot be ended would hold its memory for ever"},
 		{"pull", "missing", "want force_pull_image"},
 		{"expose", value, ""},
-		{"privileged", "false", "this agent gives no container all of the machine; name what it needs by cap-add and device"},
-		{"read-only", "false", "this agent mounts a container's root filesystem writable; what is written is gone with the container"},
+		{"privileged", "false", "want docker.privileged"},
 		{"memory memory-reservation cpus cpu-shares cpu-quota cpu-period cpu-rt-period cpu-rt-runtime kernel-memory", "", "the task's resources and limits say it"},
 		{"gpus", "", "want the resource gpus"},
 		{"net network network-mode", "", "want docker.network, and network_infos for the mode USER"},

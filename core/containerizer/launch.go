@@ -104,6 +104,9 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 	if err != nil {
 		return 0, err
 	}
+	if ct.docker != nil {
+		request.ReadOnly, request.Privileged = ct.docker.readOnly, ct.docker.privileged
+	}
 	if parent != nil {
 		parent.mu.Lock()
 		request.Within = parent.spec.GetCgroup()

@@ -68,6 +68,7 @@ func TestRealDockerParametersHoldInTheContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := runDocker(t, r, r.docker(t, image, `network: NONE
+		parameters { key: "read-only" value: "true" }
 		parameters { key: "tmpfs" value: "/tmp:size=1m,mode=1777" }
 		parameters { key: "user" value: "4242:4243" }
 		parameters { key: "workdir" value: "/srv" }
@@ -85,6 +86,7 @@ busybox pwd
 busybox id -u
 busybox id -g
 echo "$A"
+busybox touch /etc/new 2>/dev/null && echo wrote || echo sealed
 echo x > /tmp/new && busybox cat /tmp/new
 echo x > /mnt/mesos/sandbox/made && echo sandbox
 busybox grep CapBnd /proc/self/status
@@ -93,7 +95,7 @@ busybox cat /proc/sys/net/ipv4/ip_unprivileged_port_start
 echo full 2>/dev/null > /dev/fill || echo refused
 busybox cat /dev/fill 2>/dev/null | busybox head -c 1 | busybox wc -c
 busybox cat /proc/self/oom_score_adj`))
-	want := []string{"given", "/srv", "4242", "4243", "b c", "x", "sandbox", "CapBnd:\t0000000002000000", "NoNewPrivs:\t1", "80", "refused", "1", "77"}
+	want := []string{"given", "/srv", "4242", "4243", "b c", "sealed", "x", "sandbox", "CapBnd:\t0000000002000000", "NoNewPrivs:\t1", "80", "refused", "1", "77"}
 	for n := range want {
 		if n >= len(lines) || lines[n] != want[n] {
 			t.Fatalf("output: got %q, want %q from line %d on", lines, want, n)
@@ -147,5 +149,35 @@ func TestRealDockerContainerIsKilledAndLeavesNothing(t *testing.T) {
 	b, err := os.ReadFile("/proc/self/mounts")
 	if err != nil || strings.Contains(string(b), r.env.Dir) {
 		t.Errorf("mounts: got %v and some below %s, want none left", err, r.env.Dir)
+	}
+}
+
+func TestRealPrivilegedContainerHasTheMachine(t *testing.T) {
+	r := newRig(t)
+	r.cfg.Docker.Privileged = true
+	devices, err := machineDevices("/dev")
+	if err != nil || len(devices) == 0 {
+		t.Fatalf("machineDevices: got %v, %v, want some", devices, err)
+	}
+	var names []string
+	for _, d := range devices {
+		names = append(names, d.GetPath())
+	}
+	image := busyboxImage(t, r)
+	lines := runDocker(t, r, r.docker(t, image, "privileged: true network: NONE", `busybox grep CapEff /proc/self/status
+busybox mount -t tmpfs none /tmp && echo mounted
+busybox grep ' /sys ' /proc/mounts | busybox cut -c 1-20
+busybox grep -c /proc/ /proc/mounts
+for d in `+strings.Join(names, " ")+`; do [ -e $d ] || echo missing $d; done; echo nodes`))
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, have, _ := strings.Cut(string(status), "CapBnd:\t")
+	want := []string{"CapEff:\t" + have[:16], "mounted", "sysfs /sys sysfs rw,", "0", "nodes"}
+	for n := range want {
+		if n >= len(lines) || lines[n] != want[n] {
+			t.Fatalf("output: got %q, want %q from line %d on", lines, want, n)
+		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -297,11 +298,27 @@ func newContainerizer(o agentOptions, workDir, run string, store *agent.Store, i
 	if err != nil {
 		return nil, err
 	}
-	fetch, err := fetcher.New(fetcher.Config{CacheDir: filepath.Join(workDir, "fetch"), CacheSize: int64(o.composition.Agent.FetcherCacheSize), Logger: log})
+	set := o.composition.Agent
+	var deny []netip.Prefix
+	for _, text := range set.FetcherDeny {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("fetcher_deny: %w", err)
+		}
+		deny = append(deny, p)
+	}
+	fetch, err := fetcher.New(fetcher.Config{
+		CacheDir: filepath.Join(workDir, "fetch"), CacheSize: int64(set.FetcherCacheSize), StallTimeout: set.FetcherStallTimeout,
+		MaxSize: int64(set.FetcherMaxSize), Schemes: set.FetcherSchemes, Redirects: zeroIsNone(set.FetcherRedirects), Deny: deny, Logger: log,
+	})
 	if err != nil {
 		return nil, err
 	}
 	return containerizer.New(containerizer.Config{
+		Docker: containerizer.DockerConfig{
+			Bridge: set.DockerBridge, Capabilities: set.DockerCapabilities, Seccomp: set.DockerSeccomp,
+			Devices: set.DockerDevices, Privileged: set.DockerPrivileged,
+		},
 		Launchers: launchers, Store: store, Images: images, Fetcher: fetch,
 		RunDir: run, CgroupRoot: o.cgroupRoot, SwitchUser: switchUser(o.composition.Agent), Logger: log,
 		Secret: resolver.resolve,

@@ -36,6 +36,11 @@ type Request struct {
 	Env []string
 	// Dir is the working directory, absolute, in the container; empty means the root.
 	Dir string
+	// ReadOnly makes a root file system of the container's own read-only, and nothing that is mounted in it.
+	ReadOnly bool
+	// Privileged hides and protects nothing of /proc and /sys in a container with a root file system of its own but what
+	// the proposal names.
+	Privileged bool
 	// User is whom the command runs as.
 	User User
 	// Stdout and Stderr are files on the host, made when missing and appended to. They are opened

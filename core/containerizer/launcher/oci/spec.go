@@ -71,7 +71,7 @@ func spec(r *launcher.Request, version int) (*specs.Spec, error) {
 	}
 	return &specs.Spec{
 		Version: specVersion, Process: process, Linux: linux, Mounts: mounts,
-		Root: &specs.Root{Path: root}, Hostname: p.GetHostname(),
+		Root: &specs.Root{Path: root, Readonly: r.ReadOnly && r.Container.GetRootfs() != ""}, Hostname: p.GetHostname(),
 	}, nil
 }
 
@@ -162,7 +162,7 @@ func linuxOf(r *launcher.Request, p *containerv1.Proposal, ns supervised.Namespa
 			l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: n.name, Path: ns.Join[n.flag]})
 		}
 	}
-	if r.Container.GetRootfs() != "" {
+	if r.Container.GetRootfs() != "" && !r.Privileged {
 		l.MaskedPaths = union(maskedPaths, l.MaskedPaths)
 		l.ReadonlyPaths = union(readonlyPaths, l.ReadonlyPaths)
 	}
