@@ -76,7 +76,7 @@ func BenchmarkProvision(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer p.Close()
-	if err := p.Pull(b.Context(), image, false); err != nil {
+	if err := p.Pull(b.Context(), image.GetDocker().GetName(), false); err != nil {
 		b.Fatalf("Pull: %v", err)
 	}
 	for n := 0; b.Loop(); n++ {
