@@ -175,6 +175,18 @@ func (h *helper) destroy(ctx context.Context) error {
 	return nil
 }
 
+// discard takes down what an agent left that died while it made the process.
+func (h *helper) discard(ctx context.Context) error {
+	for _, l := range h.c.cfg.Launchers {
+		if d, ok := l.(discarder); ok {
+			if err := d.Discard(ctx, h.container(), h.runDir()); err != nil {
+				return err // the launcher names itself
+			}
+		}
+	}
+	return nil
+}
+
 // keep watches the helper, and starts it again, until it ended well, its container is gone, or the containerizer is
 // closed, which leaves it running.
 func (h *helper) keep() {
@@ -282,13 +294,22 @@ func (c *Containerizer) takeUpHelpers(ctx context.Context, id string, over bool)
 	}
 	var list []*helper
 	for _, e := range entries {
-		number, ok := strings.CutSuffix(e.Name(), ".json")
+		number, suffix, _ := strings.Cut(e.Name(), ".")
 		n, err := strconv.Atoi(number)
-		if !ok || err != nil {
+		if suffix != "json" && suffix != "run" || err != nil {
 			continue
 		}
 		h := &helper{c: c, n: n, dir: dir, over: make(chan struct{})}
+		h.rec.Container = id
 		b, err := os.ReadFile(h.file(".json"))
+		if suffix == "run" {
+			if errors.Is(err, os.ErrNotExist) { // the agent died while it was being made for the first time
+				if err := h.discard(ctx); err != nil {
+					c.log.Warn("remains of a helper stay", "container", id, "error", err)
+				}
+			}
+			continue
+		}
 		if err == nil {
 			err = json.Unmarshal(b, &h.rec)
 		}
@@ -300,9 +321,13 @@ func (c *Containerizer) takeUpHelpers(ctx context.Context, id string, over bool)
 			step, cancel := context.WithTimeout(ctx, destroyTimeout)
 			handle, err := c.cfg.Launchers[i].Reattach(step, h.rec.State)
 			cancel()
-			if err == nil {
+			switch {
+			case err == nil:
 				h.handle = handle
-			} else if !errors.Is(err, launcher.ErrGone) {
+			case errors.Is(err, launcher.ErrGone):
+				err = h.discard(ctx) // of one that was being made anew
+			}
+			if err != nil {
 				c.log.Warn("helper of a container cannot be found again", "container", id, "error", err)
 			}
 		}
@@ -359,13 +384,6 @@ func (c *Containerizer) endHelpers(ctx context.Context, id string) error {
 		}
 		if h.done != nil {
 			<-h.done // it ends at the latest with its process
-		}
-		for _, l := range c.cfg.Launchers { // the last agent may have died in Create
-			if d, ok := l.(discarder); ok && h.current() == nil {
-				if err := d.Discard(ctx, h.container(), h.runDir()); err != nil {
-					errs = append(errs, fmt.Errorf("end helper %s: %w", h.rec.Name, err))
-				}
-			}
 		}
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -373,3 +373,27 @@ func TestRealOutputGoesToASyslogDaemonByTheForwarder(t *testing.T) {
 	r.finish(t, c, "c1")
 	r.nothingOfHelpers(t)
 }
+
+func TestRealRemainsOfAHelperThatWasBeingMadeAreTakenAway(t *testing.T) {
+	r := newRig(t)
+	for _, id := range []string{"c1", "known"} {
+		// As it is when the agent dies in the middle: a run folder, a cgroup, and no record yet.
+		if err := os.MkdirAll(filepath.Join(r.cfg.RunDir, "h", id, "0.run"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		g, err := r.env.Cgroups.Group(r.env.Root + "/" + id + ".h0")
+		if err == nil {
+			err = g.Create()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := r.start(t)
+	defer stopAgent(t, c)
+	if _, err := c.Recover(t.Context(), []string{"known"}); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "known to be taken back", func() bool { _, err := c.find("known"); return err != nil })
+	r.nothingOfHelpers(t)
+}

@@ -105,7 +105,7 @@ func (i *Isolator) plan(cfg *Config, f folder, operation string, c *containerv1.
 		if err := net.missing(cfg.plugins()); err != nil {
 			return nil, module.FailedPrecondition("%v", err)
 		}
-		a := attachment{Network: net.Name, Interface: fmt.Sprintf("eth%d", n)}
+		a := attachment{Network: net.Name, Interface: fmt.Sprintf("eth%d", n), BuiltIn: net.builtIn}
 		if a.Config, err = json.Marshal(net); err != nil {
 			return nil, err
 		}
@@ -146,6 +146,11 @@ func (i *Isolator) join(ctx context.Context, cfg *Config, f folder, r *record, a
 	in, err := cfg.invocation(r, a)
 	if err != nil {
 		return err
+	}
+	if a.BuiltIn {
+		if err := ensureBridge(); err != nil {
+			return module.FailedPrecondition("network %s: %v", a.Network, err)
+		}
 	}
 	a.Begun = true
 	if err := f.save(r); err != nil {

@@ -3,17 +3,22 @@ package cni
 import (
 	"bufio"
 	"bytes"
+	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/vishvananda/netlink"
 )
 
 // The built-in network: a bridge of this machine, addresses leased from one subnet, what leaves the machine
@@ -61,7 +66,42 @@ func builtIn(name string, subnet netip.Prefix, backend string) (*network, error)
 	if err != nil {
 		return nil, err
 	}
-	return parseNetwork(data)
+	n, err := parseNetwork(data)
+	if err != nil {
+		return nil, err
+	}
+	n.builtIn = true
+	return n, nil
+}
+
+// ensureBridge makes the built-in network's bridge with an address of its own, or gives one to a bridge that has none.
+//
+// The plugin makes the bridge first and fixes its address later. Killed in between it leaves a bridge whose address is
+// that of a port, and zero when the last port has gone: which the plugin then tries to fix, and fails for ever.
+func ensureBridge() error {
+	address := make(net.HardwareAddr, 6)
+	if _, err := rand.Read(address); err != nil {
+		return err
+	}
+	address[0] = address[0]&^1 | 2 // of one station, administered locally
+	at, err := net.InterfaceByName(bridgeInterface)
+	if err == nil && slices.ContainsFunc(at.HardwareAddr, func(b byte) bool { return b != 0 }) {
+		return nil // a zero address is told as none
+	}
+	attributes := netlink.NewLinkAttrs()
+	attributes.Name, attributes.HardwareAddr = bridgeInterface, address
+	bridge := &netlink.Bridge{LinkAttrs: attributes}
+	if err != nil {
+		if err := netlink.LinkAdd(bridge); err != nil && !errors.Is(err, syscall.EEXIST) {
+			return fmt.Errorf("make bridge %s: %w", bridgeInterface, err)
+		}
+		return nil
+	}
+	bridge.Index = at.Index
+	if err := netlink.LinkSetHardwareAddr(bridge, address); err != nil {
+		return fmt.Errorf("address of bridge %s: %w", bridgeInterface, err)
+	}
+	return nil
 }
 
 // ruleMaker is the program that rules are made with, as plugins call it; "" without one.

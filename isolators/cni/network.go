@@ -22,6 +22,8 @@ type network struct {
 	Version      string            `json:"cniVersion"`
 	DisableCheck bool              `json:"disableCheck,omitempty"`
 	Plugins      []json.RawMessage `json:"plugins"`
+
+	builtIn bool
 }
 
 // maxConfig bounds a configuration file, and what there is of it after it was read.

@@ -2,6 +2,7 @@ package cni
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -111,6 +112,36 @@ func TestAddressesHoldAcrossARestartOfTheModule(t *testing.T) {
 	}
 	h.cleanup(r)
 	h.leaks(before)
+}
+
+func TestABridgeThatLostItsAddressIsMended(t *testing.T) {
+	h := bridged(t, "none")
+	if _, err := exec.LookPath("ip"); err != nil {
+		t.Skip("ip is not installed")
+	}
+	for _, command := range []string{
+		"link del " + bridgeInterface, "link add " + bridgeInterface + " type bridge", "link add kept7 type veth peer name kept8",
+		"link set kept7 master " + bridgeInterface, "link del kept7",
+	} {
+		if out, err := exec.Command("ip", strings.Fields(command)...).CombinedOutput(); err != nil && !strings.HasPrefix(command, "link del mosaic0") {
+			t.Fatalf("ip %s: %v: %s", command, err, out)
+		}
+	}
+	if at, err := net.InterfaceByName(bridgeInterface); err != nil || len(at.HardwareAddr) != 0 { // zero is told as none
+		t.Fatalf("bridge = %v, %v; want one without an address", at, err)
+	}
+	before := h.traces()
+	r := h.launch(asking("mended", named("mosaic")))
+	at, err := net.InterfaceByName(bridgeInterface)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.cleanup(r)
+	h.leaks(before)
+	after, err := net.InterfaceByName(bridgeInterface)
+	if err != nil || after.HardwareAddr.String() != at.HardwareAddr.String() {
+		t.Errorf("the bridge's address was %s with a container and is %v, %v without; want it to stay", at.HardwareAddr, after, err)
+	}
 }
 
 func (h *host) recover(records ...*isolatorv1.ContainerRecord) []string {

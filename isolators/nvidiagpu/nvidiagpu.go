@@ -51,6 +51,7 @@ type Config struct {
 	Volume          string        `hcl:"volume,optional" doc:"Where containers find the driver's libraries and programs."`
 	DenyOthers      bool          `hcl:"deny_others,optional" doc:"Containers on the host's file system cannot open GPUs that were not given to them."`
 	CDISpec         string        `hcl:"cdi_spec,optional" doc:"File for a CDI specification of the GPUs, for other runtimes; none when empty."`
+	Patience        time.Duration `hcl:"patience,optional" doc:"How long a launch waits for GPUs whose container has ended and is not cleaned up yet." min:"0s" max:"10s"`
 	MeasureInterval time.Duration `hcl:"measure_interval,optional" doc:"Time between two measurements of all GPUs; 0 measures nothing." min:"0s"`
 }
 
@@ -84,7 +85,7 @@ func New() *Isolator { return With(Open) }
 func With(open func(path string) Library) *Isolator {
 	return &Isolator{
 		config: module.NewConfig(Config{
-			Library: DefaultLibrary, DriverRoot: "/", Volume: "/usr/local/nvidia", DenyOthers: true, MeasureInterval: 15 * time.Second,
+			Library: DefaultLibrary, DriverRoot: "/", Volume: "/usr/local/nvidia", DenyOthers: true, Patience: 5 * time.Second, MeasureInterval: 15 * time.Second,
 		}, check),
 		events: module.NewEvents(), open: open, table: newTable(), broken: map[string]string{}, errors: map[string]float64{},
 	}
@@ -188,22 +189,11 @@ func (i *Isolator) inventory() (node *modulev1.NodeFacts, all, pool []Device) {
 	})
 }
 
-// wants says which devices a container is to have: what its resources say; a nested container that has none of its own
-// has what its root has.
-func (i *Isolator) wants(c *containerv1.Container) (map[string]int, error) {
-	want, err := requested(c.GetResources())
-	if err != nil || c.GetParentId() == "" || len(c.GetResources()) > 0 {
-		return want, err
-	}
-	_, all, _ := i.inventory()
-	for _, uuid := range i.table.of(rootOf(c.GetId())) {
-		for _, d := range all {
-			if d.UUID == uuid {
-				want[d.Resource()]++
-			}
-		}
-	}
-	return want, nil
+// shared are the devices of a nested container that has no resources of its own, as the tasks of a group: all that its
+// root has, and its siblings have them, too.
+func (i *Isolator) shared(c *containerv1.Container, all []Device) []Device {
+	root := i.table.of(rootOf(c.GetId()))
+	return slices.DeleteFunc(slices.Clone(all), func(d Device) bool { return !slices.Contains(root, d.UUID) })
 }
 
 // wishes are the names in a task's label: CDI names, or what follows their last sign.
@@ -229,12 +219,12 @@ func wishes(c *containerv1.Container) ([]string, error) {
 }
 
 // Prepare gives a container its GPUs.
-func (i *Isolator) Prepare(_ context.Context, r *isolatorv1.PrepareRequest) (*isolatorv1.PrepareResponse, error) {
+func (i *Isolator) Prepare(ctx context.Context, r *isolatorv1.PrepareRequest) (*isolatorv1.PrepareResponse, error) {
 	cfg, c := i.config.Get(), r.GetContainer()
 	if c.GetClass() == containerv1.Container_DEBUG {
 		return &isolatorv1.PrepareResponse{}, nil // shares everything with its parent
 	}
-	want, err := i.wants(c)
+	want, err := requested(c.GetResources())
 	if err != nil {
 		return nil, err
 	}
@@ -252,7 +242,12 @@ func (i *Isolator) Prepare(_ context.Context, r *isolatorv1.PrepareRequest) (*is
 	if len(want) > 0 && !i.recovered() {
 		return nil, status.Error(codes.Unavailable, "which GPUs live containers have is not known yet")
 	}
-	given, err := i.table.give(c.GetId(), want, pool, names)
+	given, own := []Device(nil), c.GetParentId() == "" || len(c.GetResources()) > 0
+	if own {
+		given, err = i.table.await(ctx, cfg.Patience, c.GetId(), want, pool, names)
+	} else {
+		given = i.shared(c, all)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -262,7 +257,7 @@ func (i *Isolator) Prepare(_ context.Context, r *isolatorv1.PrepareRequest) (*is
 		return nil, module.FailedPrecondition("%v", err)
 	}
 	answer := &isolatorv1.PrepareResponse{}
-	if len(given) > 0 {
+	if own && len(given) > 0 {
 		state, err := json.Marshal(holding{Devices: uuids(given)})
 		if err != nil {
 			return nil, err
@@ -402,7 +397,7 @@ func imageLabels(config protoreflect.ProtoMessage) map[string]string {
 
 // Update follows a container that gets more GPUs or fewer. Only one that sees the host's /dev can be given more while
 // it runs, and only where the launcher writes the rules: on cgroup version 1.
-func (i *Isolator) Update(_ context.Context, r *isolatorv1.UpdateRequest) (*isolatorv1.UpdateResponse, error) {
+func (i *Isolator) Update(ctx context.Context, r *isolatorv1.UpdateRequest) (*isolatorv1.UpdateResponse, error) {
 	cfg, c := i.config.Get(), r.GetRecord().GetContainer()
 	if c.GetParentId() != "" || c.GetClass() == containerv1.Container_DEBUG {
 		return &isolatorv1.UpdateResponse{}, nil
@@ -436,7 +431,7 @@ func (i *Isolator) Update(_ context.Context, r *isolatorv1.UpdateRequest) (*isol
 			pool = append(pool, d)
 		}
 	}
-	given, err := i.table.give(c.GetId(), want, pool, nil)
+	given, err := i.table.await(ctx, cfg.Patience, c.GetId(), want, pool, nil)
 	if err != nil {
 		return nil, err
 	}

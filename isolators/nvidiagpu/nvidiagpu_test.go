@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -156,7 +157,7 @@ func (b *bench) real(l nvidiagpu.Library) {
 // reborn starts the module anew, and tells it what lives.
 func (b *bench) reborn(config string, live ...*isolatorv1.ContainerRecord) []string {
 	b.t.Helper()
-	doc := map[string]any{"driver_root": b.root}
+	doc := map[string]any{"driver_root": b.root, "patience": 0}
 	if err := json.Unmarshal([]byte(config), &doc); err != nil {
 		b.t.Fatal(err)
 	}
@@ -310,6 +311,30 @@ func TestWhatLivesKeepsItsGPUsWhenTheModuleIsKilled(t *testing.T) {
 	b.prepare(task("c", number("gpus", 1)))
 }
 
+func TestALaunchWaitsForAContainerThatIsJustEnding(t *testing.T) {
+	b := start(t, whole(1), `{"patience":10000000000}`)
+	b.prepare(task("a", number("gpus", 1)))
+	type answer struct {
+		r   *isolatorv1.PrepareResponse
+		err error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		r, err := b.Isolator.Prepare(context.Background(), &isolatorv1.PrepareRequest{OperationId: "b", Container: task("b", number("gpus", 1))})
+		got <- answer{r, err}
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	_, err := b.Isolator.Prepare(ctx, &isolatorv1.PrepareRequest{OperationId: "c", Container: task("c", number("gpus", 1))})
+	if status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("Prepare with little time: %v, want DeadlineExceeded", err)
+	}
+	b.cleanup("a")
+	if a := <-got; a.err != nil || devices(&isolatorv1.ContainerRecord{State: a.r.GetState()}) != "GPU-0" {
+		t.Errorf("Prepare after the cleanup = %v, %v; want GPU-0", a.r, a.err)
+	}
+}
+
 func TestNothingIsGivenBeforeItIsKnownWhatLives(t *testing.T) {
 	f := &fake{devices: whole(1)}
 	c := moduletest.Start(t, nvidiagpu.With(func(string) nvidiagpu.Library { return f }), `{"driver_root":"`+driverRoot(t, 1)+`"}`)
@@ -360,11 +385,12 @@ func TestNestedContainersHaveWhatTheirRootHas(t *testing.T) {
 	if r, p := b.prepare(task("r.d")); devices(r) != "" || len(p.GetEnvironment()) > 0 {
 		t.Errorf("a nested one with cpus only has %s, want nothing", devices(r))
 	}
-	b.cleanup("r.a")
-	b.cleanup("r.b")
-	plain := &containerv1.Container{Id: "r.e", ParentId: "r", Rootfs: "/rootfs"}
-	if r, _ := b.prepare(plain); devices(r) != "GPU-1 GPU-2" {
-		t.Errorf("a nested one without resources has %s, want all that its root has", devices(r))
+	for _, id := range []string{"r.e", "r.g"} { // the tasks of a group share
+		plain := &containerv1.Container{Id: id, ParentId: "r", Rootfs: "/rootfs"}
+		r, p := b.prepare(plain)
+		if got := p.GetEnvironment()["NVIDIA_VISIBLE_DEVICES"]; got != "GPU-1,GPU-2" || !strings.HasSuffix(nodes(p), "nvidia1 c195:1, nvidia2 c195:2") || len(r.GetState()) > 0 {
+			t.Errorf("the nested %s without resources has %q with nodes %q, want all that its root has, and nothing kept", id, got, nodes(p))
+		}
 	}
 	debug := &containerv1.Container{Id: "r.e.f", ParentId: "r.e", Class: containerv1.Container_DEBUG}
 	if r, p := b.prepare(debug); devices(r) != "" || p != nil {
@@ -468,7 +494,7 @@ func TestGPUsAreChosenByTheOperatorAndByName(t *testing.T) {
 		t.Errorf("the next has %s, want GPU-1", devices(r))
 	}
 	b.refused(task("c", number("gpus", 1)), codes.ResourceExhausted, "0 of 2")
-	if errs := b.Configure(t, `{"driver_root":"`+b.root+`","devices":["0","9"]}`); len(errs) != 1 || errs[0].GetPath() != "devices[1]" {
+	if errs := b.Configure(t, `{"driver_root":"`+b.root+`","patience":0,"devices":["0","9"]}`); len(errs) != 1 || errs[0].GetPath() != "devices[1]" {
 		t.Errorf("Configure with a GPU that is not there = %v, want an error at devices[1]", errs)
 	}
 }

@@ -1,12 +1,14 @@
 package nvidiagpu
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -28,10 +30,45 @@ type table struct {
 	mu     sync.Mutex          // guards what follows
 	held   map[string][]string // UUIDs by container
 	opaque map[string]bool     // containers with GPUs of which we cannot read which
+	freed  chan struct{}       // closed and replaced when something was given back
 }
 
 func newTable() *table {
-	return &table{held: map[string][]string{}, opaque: map[string]bool{}}
+	return &table{held: map[string][]string{}, opaque: map[string]bool{}, freed: make(chan struct{})}
+}
+
+// free wakes those that wait. mu is held.
+func (t *table) free() {
+	close(t.freed)
+	t.freed = make(chan struct{})
+}
+
+// await is give, but for a while it waits for what others are just giving back: a task's end is told, and its resources
+// are offered again, before its container is cleaned up.
+func (t *table) await(ctx context.Context, patience time.Duration, id string, want map[string]int, pool []Device, wishes []string) ([]Device, error) {
+	for resource, n := range want { // what is not there will not come
+		if len(slices.DeleteFunc(slices.Clone(pool), func(d Device) bool { return d.Resource() != resource })) < n {
+			patience = 0
+		}
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		t.mu.Lock()
+		freed := t.freed
+		t.mu.Unlock()
+		given, err := t.give(id, want, pool, wishes)
+		if status.Code(err) != codes.ResourceExhausted || patience == 0 {
+			return given, err
+		}
+		select {
+		case <-freed:
+		case <-timer.C:
+			return nil, err
+		case <-ctx.Done():
+			return nil, status.FromContextError(ctx.Err()).Err()
+		}
+	}
 }
 
 // rootOf is the container that the resources of id belong to.
@@ -105,6 +142,9 @@ func (t *table) give(id string, want map[string]int, pool []Device, wishes []str
 			return nil, status.Errorf(codes.ResourceExhausted, "GPU %.80q is not free here, or more are asked for by name than by number", w)
 		}
 	}
+	if len(given) < len(before) {
+		defer t.free()
+	}
 	if len(given) == 0 {
 		delete(t.held, id)
 		return nil, nil
@@ -174,4 +214,5 @@ func (t *table) forget(id string) {
 	defer t.mu.Unlock()
 	delete(t.held, id)
 	delete(t.opaque, id)
+	t.free()
 }

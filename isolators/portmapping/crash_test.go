@@ -5,9 +5,14 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/mosaic-cluster/mosaic/isolators/portmapping"
 	"github.com/mosaic-cluster/mosaic/sdk/isolator/isolatortest"
@@ -15,6 +20,7 @@ import (
 	"github.com/mosaic-cluster/mosaic/sdk/module"
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 	isolatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/isolator/v1"
+	modulev1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/module/v1"
 )
 
 // asModule in the environment makes the test's own executable the module.
@@ -133,4 +139,35 @@ func TestTheLastContainerTakesTheProgramsWithIt(t *testing.T) {
 		m.cleanup(r)
 		m.nothingLeft()
 	}
+}
+
+func TestAnUplinkThatComesLaterIsUsed(t *testing.T) {
+	m := newMachine(t, `{"eth0_name":"late0","ephemeral_ports_per_container":64}`)
+	health := func(state modulev1.Health_State) {
+		t.Helper()
+		m.client.Next(t, func(e *modulev1.WatchEvent) bool { return e.GetHealth().GetState() == state })
+	}
+	health(modulev1.Health_DEGRADED)
+	r := &isolatorv1.ContainerRecord{Container: &containerv1.Container{Id: "a"}, Pid: int32(sleeper(t))}
+	t.Cleanup(func() { m.cleanup(r) })
+	isolate := func() error {
+		_, err := m.client.Isolator.Isolate(t.Context(), &isolatorv1.IsolateRequest{Record: r})
+		return err
+	}
+	if err := isolate(); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "late0") {
+		t.Errorf("Isolate without the uplink = %v, want FailedPrecondition that names it", err)
+	}
+	up, err := netlink.LinkByName("up0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetName(up, "late0"); err != nil {
+		t.Fatal(err)
+	}
+	if err := isolate(); err != nil {
+		t.Errorf("Isolate with the uplink: %v", err)
+	}
+	health(modulev1.Health_OK)
+	listen(t, m.outside, ":5000", "outside")
+	wantAnswer(t, "a", int(r.Pid), outsideIP+":5000", "outside")
 }

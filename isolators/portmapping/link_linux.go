@@ -252,8 +252,10 @@ func sysctl(name, value string) error {
 // what changed is changed.
 func (i *Isolator) furnish(r *isolatorv1.ContainerRecord) error {
 	cfg, c := i.config.Get(), r.GetContainer()
-	if err := i.ready(); err != nil {
-		return module.FailedPrecondition("%v", err)
+	missing := i.ready()
+	i.health(missing)
+	if missing != nil {
+		return module.FailedPrecondition("%v", missing)
 	}
 	at, err := findUplink(cfg)
 	if err != nil {

@@ -105,6 +105,8 @@ type Isolator struct {
 	mu       sync.Mutex // guards what follows; held while ports are given out, never while interfaces are made
 	steering *steering  // nil until the first container
 	at       uplink     // what steering was made for
+	told     bool       // health was told once
+	missing  string     // what was missing then
 }
 
 // New returns the module with its defaults: ranges of 1024 ports above those that Linux itself uses, no limits.
@@ -129,12 +131,28 @@ func (i *Isolator) configured(context.Context, *modulev1.NodeFacts) error {
 	i.mu.Lock()
 	i.forget() // another interface or address may hold
 	i.mu.Unlock()
-	if err := i.ready(); err != nil {
-		i.events.Health(modulev1.Health_FAILED, err.Error())
-	} else {
-		i.events.Health(modulev1.Health_OK, "")
-	}
+	i.health(i.ready())
 	return nil
+}
+
+// health tells of what is missing, and when it no longer is. Degraded and not failed, since each launch looks again: an
+// uplink may come up after the agent.
+func (i *Isolator) health(missing error) {
+	reason := ""
+	if missing != nil {
+		reason = missing.Error()
+	}
+	i.mu.Lock()
+	same := i.told && i.missing == reason
+	i.told, i.missing = true, reason
+	i.mu.Unlock()
+	switch {
+	case same:
+	case reason == "":
+		i.events.Health(modulev1.Health_OK, "")
+	default:
+		i.events.Health(modulev1.Health_DEGRADED, reason)
+	}
 }
 
 // ready says what is missing on the machine.

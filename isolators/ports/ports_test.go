@@ -32,7 +32,8 @@ import (
 // TestMain lets the test's own executable be a program that listens.
 func TestMain(m *testing.M) {
 	if network := os.Getenv("PORTS_TEST_LISTEN"); network != "" {
-		l, err := net.Listen(network, "localhost:0")
+		address := map[string]string{"tcp4": "127.0.0.1:0", "tcp6": "[::1]:0"}[network]
+		l, err := net.Listen(network, address)
 		if err != nil {
 			fmt.Println(err)
 			os.Exit(1)
@@ -125,8 +126,11 @@ func (h *harness) listen(r *isolatorv1.ContainerRecord, network string) uint64 {
 	}
 	line, _ := bufio.NewReader(stdout).ReadString('\n')
 	port, err := strconv.ParseUint(strings.TrimSpace(line), 10, 16)
-	if err != nil {
-		h.t.Skip("no " + network + " listener on this machine: " + line)
+	switch {
+	case err != nil && network == "tcp6":
+		h.t.Skip("no IPv6 on this machine: " + line)
+	case err != nil:
+		h.t.Fatalf("the process in the container does not listen: %s", line)
 	}
 	return port
 }

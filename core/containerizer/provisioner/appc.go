@@ -233,7 +233,7 @@ func manifestOf(r io.Reader) (*appcManifest, error) {
 	t := tar.NewReader(r)
 	for n := 0; ; n++ {
 		h, err := t.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -43,7 +43,7 @@ func (p *Provisioner) find(ctx context.Context, image *mesosv1.Image, fresh bool
 
 // credentials are those that come with an image.
 func credentials(config []byte, docker *mesosv1.Image_Docker) (*pullAs, error) {
-	switch c := docker.GetCredential(); { //nolint:staticcheck // old frameworks use it
+	switch c := docker.GetCredential(); { // deprecated, and in use
 	case config != nil:
 		creds, err := registry.ParseCredentials(config)
 		if err != nil {

@@ -3,6 +3,7 @@ package provisioner
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -159,7 +160,7 @@ func (c *counted) Read(b []byte) (int, error) {
 		c.at += int64(n)
 		c.f.progress.layer(c.d, func(l *operator.Layer) { l.Done = min(c.at, l.Total) })
 	}
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = c.f.why(c.ctx, err)
 	}
 	return n, err

@@ -35,7 +35,7 @@ type file struct {
 	uid              int
 }
 
-func tarOf(t *testing.T, files ...file) []byte {
+func tarOf(t testing.TB, files ...file) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -59,7 +59,7 @@ func tarOf(t *testing.T, files ...file) []byte {
 	return b.Bytes()
 }
 
-func layerOf(t *testing.T, files ...file) v1.Layer {
+func layerOf(t testing.TB, files ...file) v1.Layer {
 	t.Helper()
 	b := tarOf(t, files...)
 	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil })
@@ -69,7 +69,7 @@ func layerOf(t *testing.T, files ...file) v1.Layer {
 	return l
 }
 
-func imageWith(t *testing.T, layers ...v1.Layer) v1.Image {
+func imageWith(t testing.TB, layers ...v1.Layer) v1.Image {
 	t.Helper()
 	img, err := mutate.AppendLayers(empty.Image, layers...)
 	if err != nil {

@@ -51,7 +51,7 @@ type depot struct {
 	first    func(w http.ResponseWriter, r *http.Request) (end bool) // guarded by mu; sees requests first
 }
 
-func newDepot(t *testing.T, start ...func(*httptest.Server)) *depot {
+func newDepot(t testing.TB, start ...func(*httptest.Server)) *depot {
 	t.Helper()
 	d := &depot{}
 	inner := ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0)))
@@ -99,7 +99,7 @@ func (d *depot) asked(what ...string) int {
 	return n
 }
 
-func (d *depot) push(t *testing.T, repository string, what any) string {
+func (d *depot) push(t testing.TB, repository string, what any) string {
 	t.Helper()
 	ref, err := name.ParseReference(d.host+"/"+repository, name.Insecure)
 	if err != nil {
@@ -141,7 +141,7 @@ func newPuller(t *testing.T, change ...func(*Config)) *Provisioner {
 	return p
 }
 
-func simpleImage(t *testing.T, body string) v1.Image {
+func simpleImage(t testing.TB, body string) v1.Image {
 	return imageWith(t, layerOf(t, file{name: "etc/", kind: tar.TypeDir, mode: 0o755}, file{name: "etc/os", body: "base"}),
 		layerOf(t, file{name: "data", body: body}))
 }

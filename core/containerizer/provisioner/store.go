@@ -29,6 +29,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 )
@@ -80,7 +81,7 @@ func openStore(ctx context.Context, dir string, layered bool) (_ *store, err err
 	}
 	s := &store{dir: dir, views: map[digest.Digest][]string{}, kept: map[string]*pulled{}, logger: silent()}
 	if s.bolt, err = bolt.Open(filepath.Join(dir, "meta.db"), 0o600, &bolt.Options{Timeout: lockTimeout}); err != nil {
-		if errors.Is(err, bolt.ErrTimeout) {
+		if errors.Is(err, bolterrors.ErrTimeout) {
 			err = errors.New("another process has it open")
 		}
 		return nil, err
