@@ -34,8 +34,9 @@ type container struct {
 	// need none, since before the launch is over nobody else has the container.
 	changing chan struct{}
 
-	saving  sync.Mutex // held while a checkpoint is written, so that they are written in order; guards saved, deleted
+	saving  sync.Mutex // held while a checkpoint is written, so that they are written in order; guards the next three
 	saved   uint64     // version last written
+	stored  bool       // the store may hold a checkpoint: one was given to it, whatever it said
 	deleted bool
 
 	destroying sync.Mutex // held while the handle is destroyed; guards destroyed
@@ -117,6 +118,7 @@ func (c *Containerizer) save(ctx context.Context, ct *container) error {
 	cp, version := ct.checkpoint()
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
+	ct.stored = true
 	if err := c.cfg.Store.PutContainer(ctx, cp); err != nil {
 		return fmt.Errorf("checkpoint container %s: %w", ct.id, err)
 	}

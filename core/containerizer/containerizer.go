@@ -68,7 +68,8 @@ var ErrNotRunning = errors.New("container is not running")
 
 // A Store keeps checkpoints across restarts of the agent.
 type Store interface {
-	// PutContainer replaces the checkpoint of cp's container; it is durable when PutContainer returns.
+	// PutContainer replaces the checkpoint of cp's container; it is durable when PutContainer returns nil. When ctx ends
+	// first it may yet be replaced, but before anything that is asked for later.
 	PutContainer(ctx context.Context, cp *containerv1.Checkpoint) error
 	DeleteContainer(ctx context.Context, id string) error
 	Containers(ctx context.Context) ([]*containerv1.Checkpoint, error)

@@ -325,7 +325,7 @@ func (c *Containerizer) owe(ct *container, owed error) {
 func (c *Containerizer) drop(ct *container) error {
 	ct.saving.Lock()
 	defer ct.saving.Unlock()
-	if ct.saved > 0 {
+	if ct.stored {
 		ctx, cancel := context.WithTimeout(c.life, storeTimeout)
 		defer cancel()
 		if err := c.cfg.Store.DeleteContainer(ctx, ct.id); err != nil {

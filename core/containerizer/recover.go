@@ -62,7 +62,7 @@ func fromCheckpoint(cp *containerv1.Checkpoint, stored bool) *container {
 	ct.cgroups, ct.termination = cp.GetCgroups(), cp.GetTermination()
 	ct.found = true
 	if stored {
-		ct.version, ct.saved = 1, 1
+		ct.version, ct.saved, ct.stored = 1, 1, true
 	}
 	close(ct.launched)
 	if ct.phase == containerv1.Checkpoint_ENDED {

@@ -48,6 +48,7 @@ type Config struct {
 
 	ExclusiveCores  string            `hcl:"exclusive_cores,optional" doc:"Cores that belong to one container at a time, such as 2-7; all others share the rest."`
 	ExclusiveFor    string            `hcl:"exclusive_cores_for,optional" doc:"Who has such cores: those that ask by the label mosaic.cpus=exclusive, or all with whole cpus." oneof:"asked,whole"`
+	Patience        time.Duration     `hcl:"patience,optional" doc:"How long a launch waits for cores whose container has ended and is not cleaned up yet." min:"0s" max:"10s"`
 	HugetlbLimits   map[string]string `hcl:"hugetlb_limits,optional" doc:"Most huge pages of a container in bytes, by their size."`
 	NetClsPrimary   string            `hcl:"net_cls_primary_handle,optional" doc:"Upper half of the network class of each container, such as 0x0010; none when empty."`
 	NetClsSecondary string            `hcl:"net_cls_secondary_handles,optional" doc:"First and last lower half of network classes, such as 0x0001,0xffff."`
@@ -79,7 +80,7 @@ type Isolator struct {
 // New returns the module with its defaults.
 func New() *Isolator {
 	return &Isolator{
-		config: module.NewConfig(Config{RevocableLowPriority: true, ExclusiveFor: exclusiveAsked, PerfInterval: time.Minute, PerfDuration: 10 * time.Second}, check),
+		config: module.NewConfig(Config{RevocableLowPriority: true, ExclusiveFor: exclusiveAsked, Patience: 5 * time.Second, PerfInterval: time.Minute, PerfDuration: 10 * time.Second}, check),
 		events: module.NewEvents(), grants: newGrants(),
 	}
 }
@@ -249,13 +250,13 @@ func amount(what string, v float64) error {
 func bytes(megabytes float64) int64 { return max(int64(megabytes*megabyte), minMemory) }
 
 // Prepare proposes the settings.
-func (i *Isolator) Prepare(_ context.Context, r *isolatorv1.PrepareRequest) (*isolatorv1.PrepareResponse, error) {
+func (i *Isolator) Prepare(ctx context.Context, r *isolatorv1.PrepareRequest) (*isolatorv1.PrepareResponse, error) {
 	c := r.GetContainer()
 	answer := &isolatorv1.PrepareResponse{Proposal: &containerv1.Proposal{OomScoreAdj: i.oomScore(c)}}
 	if !own(c) {
 		return answer, nil
 	}
-	set, had, err := i.all(c)
+	set, had, err := i.all(ctx, c)
 	if err != nil {
 		return nil, err
 	}
@@ -270,14 +271,14 @@ func (i *Isolator) Prepare(_ context.Context, r *isolatorv1.PrepareRequest) (*is
 }
 
 // all are the settings of a container with a cgroup of its own, and what it has that no other may have.
-func (i *Isolator) all(c *containerv1.Container) (*containerv1.CgroupResources, grant, error) {
+func (i *Isolator) all(ctx context.Context, c *containerv1.Container) (*containerv1.CgroupResources, grant, error) {
 	set, err := i.settings(c)
 	if err != nil {
 		return nil, grant{}, err
 	}
 	var had grant
 	if c.GetParentId() == "" { // nested ones have their root's
-		if had, set.CpusetCpus, err = i.assign(c); err != nil {
+		if had, set.CpusetCpus, err = i.assign(ctx, c); err != nil {
 			return nil, grant{}, err
 		}
 	}
@@ -285,7 +286,7 @@ func (i *Isolator) all(c *containerv1.Container) (*containerv1.CgroupResources, 
 }
 
 // Update proposes the settings for new resources. A memory limit is never lowered: the kernel would refuse, or kill.
-func (i *Isolator) Update(_ context.Context, r *isolatorv1.UpdateRequest) (*isolatorv1.UpdateResponse, error) {
+func (i *Isolator) Update(ctx context.Context, r *isolatorv1.UpdateRequest) (*isolatorv1.UpdateResponse, error) {
 	c := r.GetRecord().GetContainer()
 	if !own(c) {
 		return &isolatorv1.UpdateResponse{}, nil
@@ -296,7 +297,7 @@ func (i *Isolator) Update(_ context.Context, r *isolatorv1.UpdateRequest) (*isol
 	}
 	var had grant
 	if c.GetParentId() == "" {
-		if had, set.CpusetCpus, err = i.assign(c); err != nil {
+		if had, set.CpusetCpus, err = i.assign(ctx, c); err != nil {
 			return nil, err
 		}
 	}

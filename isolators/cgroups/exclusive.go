@@ -1,6 +1,7 @@
 package cgroups
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -9,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -49,9 +51,35 @@ type grants struct {
 	by     map[string]grant
 	opaque map[string]bool // containers whose state we cannot read
 	told   bool            // Recover has said what lives
+	freed  chan struct{}   // closed and replaced when something was given back
 }
 
-func newGrants() *grants { return &grants{by: map[string]grant{}, opaque: map[string]bool{}} }
+func newGrants() *grants {
+	return &grants{by: map[string]grant{}, opaque: map[string]bool{}, freed: make(chan struct{})}
+}
+
+// await is change, but waits for a while where something is taken: a task's end is told, and its cpus are offered again,
+// before its container is cleaned up.
+func (g *grants) await(ctx context.Context, patience time.Duration, id string, f func(before grant, others []grant) (grant, error)) (grant, error) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		g.mu.Lock()
+		freed := g.freed
+		g.mu.Unlock()
+		now, err := g.change(id, f)
+		if status.Code(err) != codes.ResourceExhausted || patience == 0 {
+			return now, err
+		}
+		select {
+		case <-freed:
+		case <-timer.C:
+			return grant{}, err
+		case <-ctx.Done():
+			return grant{}, status.FromContextError(ctx.Err()).Err()
+		}
+	}
+}
 
 func (g *grants) of(id string) grant {
 	g.mu.Lock()
@@ -78,6 +106,9 @@ func (g *grants) change(id string, f func(before grant, others []grant) (grant, 
 	now, err := f(g.by[id], others)
 	if err != nil {
 		return grant{}, err
+	}
+	if had := g.by[id]; len(now.Cores) < len(had.Cores) {
+		g.free()
 	}
 	if now.empty() {
 		delete(g.by, id)
@@ -121,6 +152,13 @@ func (g *grants) forget(id string) {
 	defer g.mu.Unlock()
 	delete(g.by, id)
 	delete(g.opaque, id)
+	g.free()
+}
+
+// free wakes those that wait. mu is held.
+func (g *grants) free() {
+	close(g.freed)
+	g.freed = make(chan struct{})
 }
 
 // mostCores bounds numbers of cores; Linux can be built for 8192.
@@ -248,7 +286,7 @@ func pick(all []int, n int, before grant, others []grant) []int {
 
 // assign gives a container its cores and network class, as far as the configuration has such, and the cpuset that
 // follows. Those without cores of their own run on the cores that are nobody's.
-func (i *Isolator) assign(c *containerv1.Container) (had grant, cpuset string, err error) {
+func (i *Isolator) assign(ctx context.Context, c *containerv1.Container) (had grant, cpuset string, err error) {
 	cfg, set := i.config.Get(), i.divided()
 	n, must, err := wantsCores(cfg, c)
 	if err != nil {
@@ -260,13 +298,19 @@ func (i *Isolator) assign(c *containerv1.Container) (had grant, cpuset string, e
 		}
 		n = 0
 	}
+	if n > len(set.exclusive) {
+		if must {
+			return grant{}, "", status.Errorf(codes.ResourceExhausted, "got a request for %d cores of its own, and there are %d here", n, len(set.exclusive))
+		}
+		n = 0
+	}
 	classes, err := cfg.classes()
 	if err != nil {
 		return grant{}, "", module.FailedPrecondition("%v", err)
 	}
 	before := i.grants.of(c.GetId())
 	if n > 0 || !classes.empty() || !before.empty() {
-		had, err = i.grants.change(c.GetId(), func(before grant, others []grant) (now grant, err error) {
+		had, err = i.grants.await(ctx, cfg.Patience, c.GetId(), func(before grant, others []grant) (now grant, err error) {
 			if n > 0 {
 				if now.Cores = pick(set.exclusive, n, before, others); now.Cores == nil && must {
 					free := len(set.exclusive)

@@ -98,7 +98,7 @@ func exclusive(id string, cpus float64) *containerv1.Container {
 
 func TestExclusiveCoresBelongToOneContainer(t *testing.T) {
 	last := lastCore(t)
-	config := `{"exclusive_cores":"` + last + `"}`
+	config := `{"patience":0,"exclusive_cores":"` + last + `"}`
 	c, _ := begin(t, config, nil)
 	first, err := prepare(t, c, exclusive("a", 1))
 	if err != nil || first.GetProposal().GetCgroup().GetCpusetCpus() != last {
@@ -145,6 +145,34 @@ func TestExclusiveCoresBelongToOneContainer(t *testing.T) {
 	}
 	if _, err := prepare(t, c, exclusive("b", 1)); err != nil {
 		t.Errorf("Prepare after its end: %v", err)
+	}
+}
+
+func TestALaunchWaitsForCoresThatAreJustGivenBack(t *testing.T) {
+	last := lastCore(t)
+	c, _ := begin(t, `{"exclusive_cores":"`+last+`"}`, nil)
+	if _, err := prepare(t, c, exclusive("a", 1)); err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan string, 1)
+	go func() {
+		r, err := c.Isolator.Prepare(context.Background(), &isolatorv1.PrepareRequest{OperationId: "op", Container: exclusive("b", 1)})
+		got <- fmt.Sprint(r.GetProposal().GetCgroup().GetCpusetCpus(), " ", err)
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	_, err := c.Isolator.Prepare(ctx, &isolatorv1.PrepareRequest{OperationId: "op", Container: exclusive("c", 1)})
+	if status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("Prepare with little time: %v, want DeadlineExceeded", err)
+	}
+	if _, err := prepare(t, c, exclusive("d", 2000)); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("Prepare with more cores than there are: %v, want ResourceExhausted at once", err)
+	}
+	if _, err := c.Isolator.Cleanup(context.Background(), &isolatorv1.CleanupRequest{Record: &isolatorv1.ContainerRecord{Container: exclusive("a", 1)}}); err != nil {
+		t.Fatal(err)
+	}
+	if g := <-got; g != last+" <nil>" {
+		t.Errorf("Prepare after the cleanup gave %q, want core %s", g, last)
 	}
 }
 
@@ -211,7 +239,7 @@ func TestFurtherSubsystemsAreSetOnBothVersions(t *testing.T) {
 }
 
 func TestNetworkClassesAreToldAndRunOut(t *testing.T) {
-	c, _ := begin(t, `{"net_cls_primary_handle":"0x0010","net_cls_secondary_handles":"0x0002,0x0003"}`, nil)
+	c, _ := begin(t, `{"patience":0,"net_cls_primary_handle":"0x0010","net_cls_secondary_handles":"0x0002,0x0003"}`, nil)
 	for _, id := range []string{"a", "b"} {
 		if _, err := prepare(t, c, &containerv1.Container{Id: id}); err != nil {
 			t.Fatalf("Prepare(%s): %v", id, err)

@@ -3,9 +3,13 @@ package cni
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/mosaic-cluster/mosaic/sdk/module"
 	isolatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/isolator/v1"
 	modulev1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/module/v1"
 )
@@ -18,7 +22,7 @@ type checks struct {
 	done chan struct{} // closed when the round is over
 }
 
-// start begins a round; what it finds is told as the module's health.
+// start begins a round; what it finds is told as the module's health, as long as the containers live.
 func (c *checks) start(i *Isolator, cfg *Config, records []*isolatorv1.ContainerRecord) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -52,35 +56,76 @@ func (c *checks) wait() {
 }
 
 func (i *Isolator) checkAll(ctx context.Context, cfg *Config, records []*isolatorv1.ContainerRecord) {
-	failed, first := 0, ""
+	failed := 0
 	for _, rec := range records {
 		if ctx.Err() != nil {
 			return
 		}
-		if err := i.checkOne(ctx, cfg, rec); err != nil && ctx.Err() == nil {
-			if failed++; first == "" {
-				first = fmt.Sprintf("container %s: %v", rec.GetContainer().GetId(), err)
-			}
+		if i.checkOne(ctx, cfg, rec) != nil {
+			failed++
 		}
 	}
 	i.events.Metrics(
 		&modulev1.Metrics_Sample{Name: "checked_containers", Value: float64(len(records))},
 		&modulev1.Metrics_Sample{Name: "failed_checks", Value: float64(failed)})
-	if failed > 0 {
-		i.events.Health(modulev1.Health_DEGRADED, fmt.Sprintf("networks of %d of %d running containers fail their check; %s", failed, len(records), first))
+}
+
+// health is what is wrong, as far as the host is told.
+type health struct {
+	mu       sync.Mutex        // guards what follows
+	problems []string          // of the configuration
+	failing  map[string]string // running containers that failed their check, with the reason
+}
+
+// set changes it and tells the host if it is another.
+func (h *health) set(events *module.Events, change func(*health)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	before := h.reason()
+	change(h)
+	switch after := h.reason(); {
+	case after == before:
+	case after == "":
+		events.Health(modulev1.Health_OK, "")
+	default:
+		events.Health(modulev1.Health_DEGRADED, after)
 	}
 }
 
-// checkOne checks one container's networks. One that is being cleaned up is in order.
-func (i *Isolator) checkOne(ctx context.Context, cfg *Config, rec *isolatorv1.ContainerRecord) error {
+// ended forgets a container's failure with the container.
+func (h *health) ended(events *module.Events, id string) {
+	h.set(events, func(h *health) { delete(h.failing, id) })
+}
+
+// reason needs mu held.
+func (h *health) reason() string {
+	list := slices.Clone(h.problems)
+	if len(h.failing) > 0 {
+		first := slices.Min(slices.Collect(maps.Keys(h.failing)))
+		list = append(list, fmt.Sprintf("networks of %d running containers fail their check, of container %s: %s", len(h.failing), first, h.failing[first]))
+	}
+	return strings.Join(list, "; ")
+}
+
+// checkOne checks one container's networks, and tells what fails as health. One that is being cleaned up is in order.
+func (i *Isolator) checkOne(ctx context.Context, cfg *Config, rec *isolatorv1.ContainerRecord) (err error) {
 	ctx, leave, err := i.enter(ctx, rec.GetContainer().GetId(), checking)
 	if err != nil {
 		return nil // another call for it is at work
 	}
 	defer leave()
-	_, r := i.find(cfg, rec)
-	if r == nil {
-		return nil // cleaned up meanwhile
+	defer func() { // before leave, so that a Cleanup finds it to be forgotten
+		if ctx.Err() != nil {
+			err = nil
+		}
+		if err != nil {
+			i.health.set(i.events, func(h *health) { h.failing[rec.GetContainer().GetId()] = err.Error() })
+		}
+	}()
+	f, _ := i.find(cfg, rec)
+	r, err := f.load()
+	if err != nil || r == nil {
+		return err // without a record it was cleaned up meanwhile
 	}
 	if !isNetns(r.Netns) {
 		return fmt.Errorf("network namespace %s is gone", r.Netns)
@@ -98,7 +143,7 @@ func (i *Isolator) checkOne(ctx context.Context, cfg *Config, rec *isolatorv1.Co
 		if err != nil {
 			return err
 		}
-		if err := in.check(ctx, net, a.Result); err != nil && ctx.Err() == nil {
+		if err := in.check(ctx, net, a.Result); err != nil {
 			return fmt.Errorf("network %s: %w", a.Network, err)
 		}
 	}

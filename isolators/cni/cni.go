@@ -67,6 +67,7 @@ type Isolator struct {
 	subnet netip.Prefix     // of the built-in network, once chosen
 
 	checks checks
+	health health
 }
 
 // New returns the module with its defaults: no networks.
@@ -79,6 +80,7 @@ func New() *Isolator {
 			PluginTimeout: 10 * time.Second, CheckOnRecover: true,
 		}, validate),
 		events: module.NewEvents(), adds: make(turns, width), dels: make(turns, width), busy: map[string]*work{},
+		health: health{failing: map[string]string{}},
 	}
 }
 
@@ -149,16 +151,12 @@ func (i *Isolator) configured(context.Context, *modulev1.NodeFacts) error {
 			problems = append(problems, err)
 		}
 	}
-	if len(problems) == 0 {
-		i.events.Health(modulev1.Health_OK, "")
-		return nil
-	}
 	texts := make([]string, len(problems))
 	for n, err := range problems {
 		texts[n] = err.Error()
 	}
 	slices.Sort(texts)
-	i.events.Health(modulev1.Health_DEGRADED, strings.Join(texts, "; "))
+	i.health.set(i.events, func(h *health) { h.problems = texts })
 	return nil
 }
 
@@ -347,6 +345,7 @@ func (i *Isolator) Cleanup(ctx context.Context, r *isolatorv1.CleanupRequest) (*
 	if err := i.detach(ctx, cfg, f, made); err != nil {
 		return nil, explain(ctx, err)
 	}
+	i.health.ended(i.events, c.GetId())
 	return &isolatorv1.CleanupResponse{}, nil
 }
 

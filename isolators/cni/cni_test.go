@@ -398,10 +398,11 @@ func TestAFailedCheckAfterARestartIsTold(t *testing.T) {
 		t.Errorf("Recover does not know %v", unknown)
 	}
 	e := h.Next(t, func(e *modulev1.WatchEvent) bool { return e.GetHealth().GetState() == modulev1.Health_DEGRADED })
-	if got := e.GetHealth().GetReason(); !strings.Contains(got, "1 of 1") || !strings.Contains(got, "container checked: network net: plugin fake (CHECK): the route is gone") {
+	if got := e.GetHealth().GetReason(); !strings.Contains(got, "of 1 running") || !strings.Contains(got, "container checked: network net: plugin fake (CHECK): the route is gone") {
 		t.Errorf("health = %q, want the container and the reason", got)
 	}
 	h.cleanup(r)
+	h.Next(t, func(e *modulev1.WatchEvent) bool { return e.GetHealth().GetState() == modulev1.Health_OK })
 	if got := h.calls("fake"); !slices.Equal(got, []string{"ADD", "CHECK", "DEL"}) {
 		t.Errorf("calls = %v", got)
 	}

@@ -395,3 +395,41 @@ func TestAppcImagesAreFoundAndConverted(t *testing.T) {
 		}
 	})
 }
+
+// What a process that was killed between a change of the database and that of the files left is found at the next start.
+func TestFilesThatNothingLeadsToAreRemovedAfterACrash(t *testing.T) {
+	d := newDepot(t)
+	image := d.push(t, "app:1", simpleImage(t, "x"))
+	p := newPuller(t)
+	if err := p.Pull(t.Context(), image, false); err != nil {
+		t.Fatalf("Pull: %v", err)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatalf("Close: %v", err)
+	}
+	orphans := []string{
+		p.dir("store", "content", "blobs", "sha256", strings.Repeat("ab", 32)),
+		p.dir("store", "content", "ingest", strings.Repeat("cd", 32), "data"), // killed before the name was written
+	}
+	if p.Backend() == BackendOverlay {
+		orphans = append(orphans, p.dir("store", "layers", "snapshots", "999", "fs", "file"))
+	}
+	for _, path := range append(orphans, p.dir("store", openMark)) { // the last one is what says that there was a crash
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("orphan"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again := newPuller(t, func(c *Config) { c.Dir = p.cfg.Dir })
+	d.asked()
+	if rootfs, _, err := again.ProvisionImage(t.Context(), "a", docker(image)); err != nil || read(t, rootfs, "data") != "x" || d.asked("") > 0 {
+		t.Errorf("ProvisionImage after a crash: %v, want what was pulled before", err)
+	}
+	for _, path := range orphans {
+		if _, err := os.Lstat(path); err == nil {
+			t.Errorf("%s is still there", path)
+		}
+	}
+}

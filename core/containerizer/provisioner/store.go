@@ -60,6 +60,8 @@ const (
 	snapshotter = "overlayfs"
 	leasePull   = "pull-"
 	leaseView   = "view-"
+	// openMark is a file that is there while a process has the store open, and afterwards if the process was killed.
+	openMark = "open"
 	// lockTimeout bounds the wait for an agent that is just ending to let go of the store.
 	lockTimeout = 10 * time.Second
 )
@@ -91,6 +93,13 @@ func openStore(ctx context.Context, dir string, layered bool) (_ *store, err err
 			err = errors.Join(err, s.bolt.Close())
 		}
 	}()
+	// Halves of fetches are worth nothing to a new process: their leases are void. It may be that not even their names
+	// were written.
+	if _, err := os.Lstat(filepath.Join(dir, openMark)); err == nil {
+		if err := os.RemoveAll(filepath.Join(dir, "content", "ingest")); err != nil {
+			return nil, err
+		}
+	}
 	// The collector looks through blobs before it looks for halves of fetches, and gives up where there is no such folder.
 	if err := os.MkdirAll(filepath.Join(dir, "content", "blobs", "sha256"), 0o755); err != nil {
 		return nil, err
@@ -149,7 +158,7 @@ func (s *store) recover(ctx context.Context) error {
 			}
 		}
 	}
-	mark := filepath.Join(s.dir, "open")
+	mark := filepath.Join(s.dir, openMark)
 	if _, err := os.Lstat(mark); err == nil {
 		if err := s.sweep(ctx); err != nil {
 			return fmt.Errorf("clean up after a crash: %w", err)
@@ -205,7 +214,7 @@ func (s *store) closeLayers() error {
 func (s *store) Close() error {
 	err := errors.Join(s.closeLayers(), s.bolt.Close())
 	if err == nil {
-		err = os.Remove(filepath.Join(s.dir, "open"))
+		err = os.Remove(filepath.Join(s.dir, openMark))
 	}
 	return err
 }
