@@ -18,6 +18,10 @@ build: bin/runc bin/cni/bridge ## build bin/mosaic, bin/mosaic-modules, bin/mosa
 	@mkdir -p bin
 	$(GOBUILD) -o bin/ ./core/cmd/mosaic ./modules/bundle/mosaic-modules ./core/containerizer/shim/mosaic-shim \
 		./modules/containerloggers/syslog/mosaic-syslog-forwarder
+	@# The library that finds GPUs is C: where there is no compiler, there is no isolator for them.
+	@if command -v $${CC:-cc} >/dev/null; then \
+	  CGO_ENABLED=1 CGO_CFLAGS=-Wno-deprecated-declarations $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./isolators/nvidiagpu/mosaic-isolator-nvidia-gpu; \
+	else echo "note: no C compiler: mosaic-isolator-nvidia-gpu is not built" >&2; fi
 
 bin/runc:
 	tools/install.sh runc $(RUNC_VERSION)

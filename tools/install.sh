@@ -64,7 +64,8 @@ lint)
   ;;
 test)
   # Python and its gRPC for the example module in a second language; busybox for root filesystems.
-  debian python3 python3-grpcio python3-protobuf busybox-static || echo "note: tests that need them are listed as skipped" >&2
+  # Rules and tools of networks for the containers that have one of their own.
+  debian python3 python3-grpcio python3-protobuf busybox-static nftables iptables iproute2 iputils-ping curl || echo "note: tests that need them are listed as skipped" >&2
   goinstall gotestsum gotest.tools/gotestsum@v1.13.0
   ;;
 long)

@@ -96,7 +96,7 @@ func TestWireAgentReads(t *testing.T) {
 		a.call(http.StatusNotImplemented, object{"type": "UPDATE_RESOURCE_PROVIDER_CONFIG", "update_resource_provider_config": object{"info": provider}})
 		a.call(http.StatusNotImplemented, object{"type": "REMOVE_RESOURCE_PROVIDER_CONFIG", "remove_resource_provider_config": provider})
 		a.call(http.StatusNotImplemented, object{"type": "MARK_RESOURCE_PROVIDER_GONE", "mark_resource_provider_gone": object{"resource_provider_id": object{"value": "x"}}})
-		a.call(http.StatusNotImplemented, object{"type": "PRUNE_IMAGES"})
+		a.call(http.StatusOK, object{"type": "PRUNE_IMAGES"})
 		p.call(http.StatusAccepted, object{"type": "TEARDOWN"})
 		p.ended()
 	})

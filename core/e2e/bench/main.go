@@ -114,7 +114,7 @@ func run(only, composition string) error {
 		}
 	}
 	b := &bench{composition: string(text), ctx: ctx, dir: dir, bin: binDir(), floor: f, report: rep}
-	for _, step := range []func() error{b.idle, b.launches, b.many, b.memory, b.moduleRestart, b.moduleCall, b.coldStart, b.placements, b.updates, b.library} {
+	for _, step := range []func() error{b.idle, b.launches, b.many, b.memory, b.moduleRestart, b.moduleCall, b.coldStart, b.images, b.placements, b.updates, b.library} {
 		if err := step(); err != nil {
 			return err
 		}
