@@ -295,6 +295,27 @@ func TestQuotaSetKeepsWhatIsNotNamed(t *testing.T) {
 	}
 }
 
+func TestQuotaOfAResourceThatNoAgentHasIsSetWithAWarning(t *testing.T) {
+	m := administer(t)
+	for _, step := range []struct{ args, want string }{
+		{"--guarantee cpus:1 --limit cpus:4;disk:10", ""},
+		{"--limit cpu:4;mem:1024", "mosaic: warning: no agent has \"cpu\"; agents have cpus, disk, mem\n"},
+		{"--guarantee cpu:1 --limit cpu:4;gpus:0", "mosaic: warning: no agent has \"cpu\"; agents have cpus, disk, mem\n"},
+	} {
+		_, said, err := m.mosaic(t, append([]string{"quota", "set", "batch"}, strings.Fields(step.args)...)...)
+		if err != nil || said != step.want {
+			t.Errorf("quota set %s = %v, said %q, want %q", step.args, err, said, step.want)
+		}
+	}
+	if l := amountsText(amountsOf(m.quotas["batch"].GetLimits())); l != "cpu:4;gpus:0" {
+		t.Errorf("limits = %s, want them set as they were given", l)
+	}
+	m.state.GetAgents.Agents = nil
+	if _, said, err := m.mosaic(t, "quota", "set", "batch", "--limit", "cpu:4"); err != nil || said != "" {
+		t.Errorf("quota set without agents = %v, said %q, want nothing", err, said)
+	}
+}
+
 func TestWeightsAreSetTogether(t *testing.T) {
 	m := administer(t)
 	if _, _, err := m.mosaic(t, "role", "weight", "batch=1", "web=2.5"); err != nil || m.weights["batch"] != 1 || m.weights["web"] != 2.5 {

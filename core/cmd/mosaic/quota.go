@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -270,6 +271,7 @@ consumes, is refused, but not with --force.`,
 			if err := updateQuotas(cmd.Context(), master, force, config); err != nil {
 				return fmt.Errorf("set the quota of role %s: %w", args[0], err)
 			}
+			warnUnknown(cmd, master, config)
 			return nil
 		},
 	}
@@ -278,6 +280,38 @@ consumes, is refused, but not with --force.`,
 	cmd.Flags().StringVar(&limit, "limit", "", "what the role may have at most; a resource that is not named is unlimited")
 	cmd.Flags().BoolVar(&force, "force", false, "even if the cluster does not hold it, or the role has more already")
 	return cmd
+}
+
+// warnUnknown says which resources of a quota no agent has: a name may be wrong, or its agents are still to come.
+func warnUnknown(cmd *cobra.Command, master string, config *quotav1.QuotaConfig) {
+	resp, err := masterCall(cmd.Context(), master, &masterv1.Call{Type: masterv1.Call_GET_AGENTS.Enum()})
+	if err != nil {
+		fmt.Fprintf(cmd.ErrOrStderr(), "mosaic: warning: the quota is set, but whether any agent has its resources is not known: %v\n", err)
+		return
+	}
+	there := map[string]bool{}
+	for _, a := range resp.GetGetAgents().GetAgents() {
+		for _, r := range a.GetTotalResources() {
+			there[r.GetName()] = true
+		}
+	}
+	if len(there) == 0 {
+		return // there are no agents yet
+	}
+	named := map[string]bool{}
+	for _, m := range []map[string]*mesosv1.Value_Scalar{config.GetGuarantees(), config.GetLimits()} {
+		for name, v := range m {
+			if v.GetValue() > 0 { // none of what is not there, as in gpus:0, is sensible
+				named[name] = true
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(named)) {
+		if there[name] {
+			continue
+		}
+		fmt.Fprintf(cmd.ErrOrStderr(), "mosaic: warning: no agent has %q; agents have %s\n", name, strings.Join(slices.Sorted(maps.Keys(there)), ", "))
+	}
 }
 
 func newQuotaRemove() *cobra.Command {

@@ -50,6 +50,37 @@ tasks:
 	}
 }
 
+func TestAGroupWhoseTasksOrExecutorNeedGPUsIsOfferedThem(t *testing.T) {
+	for _, test := range []struct {
+		name, tasks, executor string
+		want                  bool
+	}{
+		{"none", "cpus", "cpus", false},
+		{"a task", "gpus", "cpus", true},
+		{"a part of one", "mig-1g.5gb", "cpus", true},
+		{"the executor", "cpus", "gpus", true},
+		{"other letters", "gpusticks", "cpus", false},
+	} {
+		file := filepath.Join(t.TempDir(), "group.yaml")
+		text := strings.NewReplacer("TASK", test.tasks, "EXECUTOR", test.executor).Replace(`
+executor: {resources: [{name: EXECUTOR, type: SCALAR, scalar: {value: 1}}]}
+task_group:
+  tasks:
+    - {command: {value: "true"}}
+    - {command: {value: "true"}, resources: [{name: TASK, type: SCALAR, scalar: {value: 1}}]}
+`)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r := &runner{runOptions: &runOptions{out: io.Discard, err: io.Discard, user: "nobody", cpus: 0.1, mem: 32, file: file}}
+		if err := r.prepare(); err != nil {
+			t.Errorf("%s: %v", test.name, err)
+		} else if got := r.wantsGPUs(); got != test.want {
+			t.Errorf("%s: wants GPUs %v, want %v; needs %v", test.name, got, test.want, r.needs)
+		}
+	}
+}
+
 func TestAGroupFileMayBeAWholeOperation(t *testing.T) {
 	g, err := parseGroup([]byte(`{
 		"executor": {"type": "DEFAULT", "executor_id": {"value": "e"}, "resources": [{"name": "cpus", "type": "SCALAR", "scalar": {"value": 0.5}}],

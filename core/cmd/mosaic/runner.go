@@ -79,7 +79,7 @@ func (o *runOptions) run(ctx context.Context) (int, error) {
 			{Type: mesosv1.FrameworkInfo_Capability_TASK_KILLING_STATE.Enum()},
 		},
 	}
-	if o.gpus > 0 { // machines with some are offered to nobody else
+	if r.wantsGPUs() { // machines with some are offered to nobody else
 		r.framework.Capabilities = append(r.framework.Capabilities, &mesosv1.FrameworkInfo_Capability{Type: mesosv1.FrameworkInfo_Capability_GPU_RESOURCES.Enum()})
 	}
 	r.client = scheduler.New(scheduler.Config{
@@ -169,6 +169,18 @@ func (r *runner) total() resources.Quantities {
 		sum = sum.Add(n)
 	}
 	return sum
+}
+
+// wantsGPUs says whether any task, or the executor of a group, needs a GPU, or a part of one.
+func (r *runner) wantsGPUs() bool {
+	return slices.ContainsFunc(r.needs, func(need resources.Quantities) bool {
+		for name, v := range need {
+			if v > 0 && (name == "gpus" || strings.HasPrefix(name, "mig-")) {
+				return true
+			}
+		}
+		return false
+	})
 }
 
 // loop handles events, signals and time until the task has ended, or runs detached.

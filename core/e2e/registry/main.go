@@ -1,5 +1,6 @@
 // Command registry serves container images on loopback, for the demo and for tests that want a registry: one image named
-// web, made here of a static busybox, that serves a page on port 80.
+// web, made here of a static busybox, that serves a page on port 80. The same image is there as forged, where layers have
+// another content than their digests say, and as truncated, where they break off; these are for tests of who pulls them.
 package main
 
 import (
@@ -12,8 +13,12 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"strconv"
+	"strings"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -28,14 +33,20 @@ func main() {
 	listen := flag.String("listen", "127.0.0.1:0", "address to listen on, HOST:PORT")
 	page := flag.String("page", "hello from a container\n", "what the image's web server answers")
 	ballast := flag.Int("ballast", 8, "MiB of further layers, so that a pull takes a moment")
+	user := flag.String("user", "", "let in only this user, by basic authentication; empty is everybody")
+	password := flag.String("password", "", "password of -user")
 	flag.Parse()
-	if err := run(*busybox, *listen, *page, *ballast); err != nil {
+	who := authn.Anonymous
+	if *user != "" {
+		who = &authn.Basic{Username: *user, Password: *password}
+	}
+	if err := run(*busybox, *listen, *page, *ballast, who); err != nil {
 		fmt.Fprintln(os.Stderr, "registry:", err)
 		os.Exit(1)
 	}
 }
 
-func run(busybox, listen, page string, ballast int) error {
+func run(busybox, listen, page string, ballast int, who authn.Authenticator) error {
 	program, err := os.ReadFile(busybox)
 	if err != nil {
 		return err
@@ -46,21 +57,72 @@ func run(busybox, listen, page string, ballast int) error {
 	}
 	served := make(chan error, 1)
 	go func() {
-		served <- http.Serve(l, registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+		quiet := log.New(io.Discard, "", 0)
+		server := http.Server{Handler: guarded(who, spoiled(registry.New(registry.Logger(quiet)))), ErrorLog: quiet}
+		served <- server.Serve(l)
 	}()
 	img, err := image(program, page, ballast)
 	if err != nil {
 		return fmt.Errorf("make the image: %w", err)
 	}
-	ref, err := name.ParseReference(l.Addr().String()+"/web:latest", name.Insecure)
-	if err != nil {
-		return err
+	for _, repository := range []string{"forged", "truncated", "web"} {
+		ref, err := name.ParseReference(l.Addr().String()+"/"+repository+":latest", name.Insecure)
+		if err != nil {
+			return err
+		}
+		if err := remote.Write(ref, img, remote.WithAuth(who)); err != nil {
+			return fmt.Errorf("push image %s: %w", repository, err)
+		}
+		if repository == "web" {
+			fmt.Println(ref.Name()) // last: who reads it finds all of them
+		}
 	}
-	if err := remote.Write(ref, img); err != nil {
-		return fmt.Errorf("push the image: %w", err)
-	}
-	fmt.Println(ref.Name())
 	return <-served
+}
+
+// guarded asks for a user and password, if there is one to let in.
+func guarded(who authn.Authenticator, next http.Handler) http.Handler {
+	basic, ok := who.(*authn.Basic)
+	if !ok {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, password, _ := r.BasicAuth(); user != basic.Username || password != basic.Password {
+			w.Header().Set("WWW-Authenticate", `Basic realm="registry"`)
+			http.Error(w, `{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`, http.StatusUnauthorized)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// spoiled gives out the layers of the repositories forged and truncated as those names say.
+func spoiled(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		forged, truncated := strings.HasPrefix(r.URL.Path, "/v2/forged/blobs/"), strings.HasPrefix(r.URL.Path, "/v2/truncated/blobs/")
+		if r.Method != http.MethodGet || !forged && !truncated {
+			next.ServeHTTP(w, r)
+			return
+		}
+		whole := httptest.NewRecorder()
+		next.ServeHTTP(whole, r)
+		body := whole.Body.Bytes()
+		const layer = 64 << 10 // what is smaller is the configuration, or a layer nobody will miss
+		spoil := whole.Code/100 == 2 && len(body) > layer
+		if spoil && forged {
+			body[len(body)/2] ^= 1
+		}
+		for key, values := range whole.Header() {
+			w.Header()[key] = values
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+		w.WriteHeader(whole.Code)
+		if spoil && truncated {
+			_, _ = w.Write(body[:len(body)/2])
+			panic(http.ErrAbortHandler)
+		}
+		_, _ = w.Write(body)
+	})
 }
 
 // file is one entry of a layer; without data and with a link it is a link.
