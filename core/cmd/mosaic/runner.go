@@ -41,6 +41,7 @@ type runner struct {
 	started   time.Time
 	tooSmall  int // offers that did not hold enough
 
+	pulling   *pullView        // of the image, once it is seen to be pulled
 	connected bool             // our terminal was connected with the task's, and prints its output
 	talk      chan error       // of the connection; nil before and after
 	endTalk   func()           // ends it
@@ -226,6 +227,7 @@ func (r *runner) loop(ctx context.Context, events <-chan *schedulerv1.Event, end
 				_ = r.client.Teardown(ctx)
 				return fmt.Errorf("gave up after %s: %s", r.waitFor, why)
 			}
+			r.showPull(ctx)
 			if err := r.pull(ctx); err != nil {
 				return err
 			}
