@@ -66,6 +66,9 @@ func spec(r *launcher.Request, version int) (*specs.Spec, error) {
 		return nil, err
 	}
 	root := r.Container.GetRootfs()
+	if root != "" {
+		linux.RootfsPropagation = propagate(mounts)
+	}
 	if root == "" {
 		root = filepath.Join(r.RunDir, supervised.RootDir)
 	}
