@@ -160,3 +160,54 @@ isolator "volumes" {
 		}
 	}
 }
+
+// TestALaunchThatAnIsolatorRefusesLateLeavesNothing: of two volumes one hides the other, which is seen when both are
+// mounted and the container's checkpoint is on its way.
+func TestALaunchThatAnIsolatorRefusesLateLeavesNothing(t *testing.T) {
+	needRoot(t)
+	image := busyboxFolder(t)
+	c := start(t, cluster.Options{Dev: true})
+	outer, inner := t.TempDir(), t.TempDir()
+	if err := os.Mkdir(filepath.Join(outer, "x"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	f, err := cluster.Subscribe(ctx, c.Master, "volumes", "*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Disconnect()
+	for i := range 5 {
+		o, err := f.Offer(ctx, 0.1, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := fmt.Sprint("hidden-", i)
+		task := imageTask(o, id, image, cluster.Shell("true"))
+		for _, v := range []struct{ at, from string }{{"/vol/x", inner}, {"/vol", outer}} {
+			task.Container.Volumes = append(task.Container.Volumes, &mesosv1.Volume{
+				ContainerPath: &v.at, Mode: mesosv1.Volume_RO.Enum(),
+				Source: &mesosv1.Volume_Source{Type: mesosv1.Volume_Source_HOST_PATH.Enum(), HostPath: &mesosv1.Volume_Source_HostPath{Path: &v.from}},
+			})
+		}
+		if err := f.Launch(ctx, o, task); err != nil {
+			t.Fatal(err)
+		}
+		got, err := f.State(ctx, []string{id}, mesosv1.TaskState_TASK_FAILED, mesosv1.TaskState_TASK_FINISHED)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := got[id].Status; s.GetState() != mesosv1.TaskState_TASK_FAILED || !strings.Contains(s.GetMessage(), "isolator(volumes): Isolate: volume at /vol/x") {
+			t.Errorf("%s: %v, want the refusal of the hidden volume", id, s)
+		}
+	}
+	// The end waits for whatever is not cleaned up, 15 s long.
+	begun := time.Now()
+	if err := c.StopAgent(); err != nil {
+		t.Fatal(err)
+	}
+	if took, said := time.Since(begun), c.Logs(); took > 10*time.Second || strings.Contains(said, "not cleaned up") {
+		t.Errorf("the end took %s; the log ends with\n%s", took, said[max(0, len(said)-1000):])
+	}
+}
