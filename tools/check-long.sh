@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The slow checks before a release. Each step is named as it begins, all of them run whatever fails, and the exit code is
 # non-zero if one did.
-#   tools/check-long.sh [vm|fuzz|histories|race]...
-# Settings: FUZZ_TIME (60s for each target), HISTORY_EVENTS (1000000), VM_LIMIT (3000 seconds).
+#   tools/check-long.sh [vm|fuzz|histories|kills|race]...
+# Settings: FUZZ_TIME (60s for each target), HISTORY_EVENTS (1000000), MOSAIC_KILLS (200), VM_LIMIT (3000 seconds).
 # Output is kept in .tools/reports.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -82,18 +82,24 @@ histories() {
   done
 }
 
+kills() {
+  local n=${MOSAIC_KILLS:-200}
+  step "$n kills of agent and modules amid launches with image, network and volume" quietly kills.log \
+    env MOSAIC_KILLS="$n" "$go" test ./core/e2e -v -run '^TestKillsInTheMidstOfLaunchesAndEndsLeaveNothing$' -count 1 -timeout 2h
+}
+
 race() {
   # The race detector needs cgo; tests that measure memory or time know that it is on, or say why they are skipped.
   step "all tests under the race detector" quietly race-all.log "$go" test -race -p 2 -timeout 40m ./...
 }
 
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(vm fuzz histories race)
+[ ${#steps[@]} -gt 0 ] || steps=(vm fuzz histories kills race)
 for s in "${steps[@]}"; do
   case $s in
-  vm | fuzz | histories | race) "$s" ;;
+  vm | fuzz | histories | kills | race) "$s" ;;
   *)
-    echo "usage: $0 [vm|fuzz|histories|race]..." >&2
+    echo "usage: $0 [vm|fuzz|histories|kills|race]..." >&2
     exit 2
     ;;
   esac

@@ -19,6 +19,7 @@ type metrics struct {
 	allocations                                                 atomic.Uint64
 	allocationTime, allocationLatency                           timing
 	loadTime, storeTime                                         timing // of the registry
+	registrySize                                                atomic.Int64
 	offersSent, offersAccepted, offersDeclined, offersRescinded atomic.Uint64
 	launches                                                    atomic.Uint64
 	registrations, reregistrations, removals                    atomic.Uint64
@@ -152,6 +153,7 @@ func (v *view) snapshot(now time.Time) map[string]float64 {
 		"allocator/event_queue_dispatches":       0,
 		"registrar/queued_operations":            0,
 		"registrar/log/recovered":                0,
+		"registrar/registry_size_bytes":          float64(m.registrySize.Load()),
 
 		"master/valid_operation_status_updates":                   float64(m.validOperations.Load()),
 		"master/invalid_operation_status_updates":                 float64(m.invalidOperations.Load()),

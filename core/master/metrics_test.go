@@ -110,7 +110,7 @@ func TestEveryMetricThatMesosAlwaysHasIsThere(t *testing.T) {
 		for _, timer := range []string{"registrar/state_fetch_ms", "registrar/state_store_ms", "allocator/mesos/allocation_run_ms", "allocator/mesos/allocation_run_latency_ms"} {
 			add(timer+"%s", "", "/count", "/max", "/min", "/p50", "/p90", "/p95", "/p99", "/p999", "/p9999")
 		}
-		add("%s", "registrar/queued_operations", "registrar/log/recovered", "allocator/event_queue_dispatches",
+		add("%s", "registrar/queued_operations", "registrar/log/recovered", "registrar/registry_size_bytes", "allocator/event_queue_dispatches",
 			"allocator/mesos/event_queue_dispatches", "allocator/mesos/allocation_runs", "allocator/mesos/roles/eng/shares/dominant",
 			"allocator/mesos/quota/roles/eng/resources/cpus/guarantee", "allocator/mesos/quota/roles/eng/resources/mem/limit",
 			"allocator/mesos/quota/roles/eng/resources/mem/offered_or_allocated", "system/cpus_total")
@@ -124,6 +124,13 @@ func TestEveryMetricThatMesosAlwaysHasIsThere(t *testing.T) {
 		}
 		if got := values["allocator/mesos/quota/roles/eng/resources/mem/limit"]; got != 512.0 {
 			t.Errorf("limit = %v, want 512", got)
+		}
+		before, _ := values["registrar/registry_size_bytes"].(float64)
+		c.must(quotaCall(false, quotaOf("sales", "cpus:1", "mem:512")))
+		c.pass(2 * time.Second)
+		after, _ := c.legacy("/metrics/snapshot", "")["registrar/registry_size_bytes"].(float64)
+		if before <= 0 || after <= before {
+			t.Errorf("size of the registry = %v, then %v with one quota more, want it to grow", before, after)
 		}
 	})
 }

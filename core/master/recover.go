@@ -57,6 +57,7 @@ func (m *Master) loadRegistry(ctx context.Context) (*registry.Snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load the registry: %w", err)
 	}
+	m.metrics.registrySize.Store(m.deps.Registry.Size())
 	return snapshot, nil
 }
 
@@ -84,6 +85,7 @@ func (m *Master) runRegistrar(ctx context.Context, batches <-chan []step, fail c
 			continue
 		}
 		m.metrics.storeTime.add(time.Since(started))
+		m.metrics.registrySize.Store(m.deps.Registry.Size())
 		m.post(ctx, func(now time.Time) {
 			m.s.registrarBusy = false
 			for _, x := range steps {

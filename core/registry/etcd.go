@@ -62,6 +62,8 @@ type Etcd struct {
 	logger   *slog.Logger
 	stop     func() // ends the embedded member, if there is one
 
+	sizes sizes
+
 	queue  chan *request
 	ctx    context.Context // ends when the store is closed; bounds what the store does by itself
 	cancel context.CancelFunc
@@ -177,8 +179,12 @@ func (e *Etcd) Load(ctx context.Context) (*Snapshot, error) {
 			values[c.key] = c.value
 		}
 	}
+	e.sizes.reset(values)
 	return readSnapshot(values)
 }
+
+// Size implements Store.
+func (e *Etcd) Size() int64 { return e.sizes.sum() }
 
 // readSnapshot reads the values of objects.
 func readSnapshot(values map[string][]byte) (*Snapshot, error) {
@@ -296,6 +302,7 @@ func (e *Etcd) commit(batch []*request) error {
 	if err != nil {
 		return fmt.Errorf("registry: apply %d changes: %w", len(all), err)
 	}
+	e.sizes.apply(all)
 	return nil
 }
 

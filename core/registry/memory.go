@@ -102,6 +102,15 @@ func (m *Memory) Campaign(ctx context.Context, id, addr string) (Leadership, err
 	return Leadership{Term: m.term, Lost: m.lost}, nil
 }
 
+// Size implements Store.
+func (m *Memory) Size() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var s sizes
+	s.reset(m.values)
+	return s.total
+}
+
 // Leader implements Store.
 func (m *Memory) Leader(context.Context) (string, bool) {
 	m.mu.Lock()

@@ -43,6 +43,9 @@ type Store interface {
 	// Leader returns the address of the leading master, if there is one and it can be found out.
 	Leader(ctx context.Context) (addr string, ok bool)
 
+	// Size is how many bytes the objects take that the last Load found and Apply has changed since. It asks nobody.
+	Size() int64
+
 	// Close gives up leadership and ends the store. What was acknowledged stays.
 	Close() error
 }
