@@ -21,7 +21,6 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/mosaic-cluster/mosaic/sdk/module"
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
@@ -296,7 +295,7 @@ func (i *Isolator) propose(p *containerv1.Proposal, cfg *Config, c *containerv1.
 
 	image := imageEnvironment(c)
 	shown, set := image[visibleDevices]
-	asks := set && shown != "" && shown != "void" || c.GetLabels()[volumesNeeded] == neededVolume || imageLabels(c.GetImageConfig())[volumesNeeded] == neededVolume
+	asks := set && shown != "" && shown != "void" || c.GetLabels()[volumesNeeded] == neededVolume || c.GetImageConfig().GetLabels()[volumesNeeded] == neededVolume
 	if c.GetRootfs() != "" && asks {
 		p.Mounts = d.volume(cfg.Volume)
 		if len(p.Mounts) == 0 && len(all) > 0 {
@@ -378,21 +377,6 @@ func imageEnvironment(c *containerv1.Container) map[string]string {
 		}
 	}
 	return env
-}
-
-// imageLabels are the labels of an image, for hosts whose contract has the field `labels` there.
-func imageLabels(config protoreflect.ProtoMessage) map[string]string {
-	m := config.ProtoReflect()
-	f := m.Descriptor().Fields().ByName("labels")
-	if f == nil || !f.IsMap() || f.MapValue().Kind() != protoreflect.StringKind {
-		return nil
-	}
-	labels := map[string]string{}
-	m.Get(f).Map().Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
-		labels[k.String()] = v.String()
-		return true
-	})
-	return labels
 }
 
 // Update follows a container that gets more GPUs or fewer. Only one that sees the host's /dev can be given more while

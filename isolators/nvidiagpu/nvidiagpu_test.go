@@ -448,10 +448,14 @@ func TestImagesThatAskForTheDriverSeeIt(t *testing.T) {
 		{"by variable, with a path", []string{"NVIDIA_VISIBLE_DEVICES=all", "PATH=/usr/local/nvidia/bin:/bin"}, nil, "/r", true, ""},
 		{"void", []string{"NVIDIA_VISIBLE_DEVICES=void"}, nil, "/r", false, ""},
 		{"by label", nil, map[string]string{"com.nvidia.volumes.needed": "nvidia_driver"}, "/r", true, "/usr/local/nvidia/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+		{"by the image's label", []string{"LABELLED=1"}, nil, "/r", true, "/usr/local/nvidia/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 		{"no image", nil, map[string]string{"com.nvidia.volumes.needed": "nvidia_driver"}, "", false, ""},
 	} {
 		c := task("c")
 		c.Rootfs, c.Labels, c.ImageConfig = test.rootfs, test.labels, &containerv1.ImageConfig{Environment: test.environment}
+		if slices.Contains(test.environment, "LABELLED=1") {
+			c.ImageConfig.Labels = map[string]string{"com.nvidia.volumes.needed": "nvidia_driver"}
+		}
 		_, p := b.prepare(c)
 		var got []string
 		for _, m := range p.GetMounts() {

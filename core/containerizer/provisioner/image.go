@@ -180,7 +180,7 @@ func (s *source) assemble(config []byte, names []string) (*image, error) {
 	sum := sha256.Sum256(config)
 	img := &image{key: hex.EncodeToString(sum[:]), config: &containerv1.ImageConfig{
 		Entrypoint: c.Config.Entrypoint, Cmd: c.Config.Cmd, Environment: c.Config.Env,
-		WorkingDirectory: c.Config.WorkingDir, User: c.Config.User,
+		WorkingDirectory: c.Config.WorkingDir, User: c.Config.User, Labels: c.Config.Labels,
 	}}
 	for n, name := range names {
 		img.layers = append(img.layers, layer{

@@ -513,6 +513,7 @@ type ImageConfig struct {
 	Environment      []string               `protobuf:"bytes,3,rep,name=environment,proto3" json:"environment,omitempty"` // KEY=VALUE
 	WorkingDirectory string                 `protobuf:"bytes,4,opt,name=working_directory,json=workingDirectory,proto3" json:"working_directory,omitempty"`
 	User             string                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
+	Labels           map[string]string      `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -580,6 +581,13 @@ func (x *ImageConfig) GetUser() string {
 		return x.User
 	}
 	return ""
+}
+
+func (x *ImageConfig) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
 }
 
 // What one isolator wants set. Every field is one of its powers (module.proto). Unset means no opinion.
@@ -1957,7 +1965,7 @@ const file_mosaic_container_v1_container_proto_rawDesc = "" +
 	"\aStreams\x12\t\n" +
 	"\x05FILES\x10\x00\x12\f\n" +
 	"\bATTACHED\x10\x01\x12\f\n" +
-	"\bTERMINAL\x10\x02\"\xa2\x01\n" +
+	"\bTERMINAL\x10\x02\"\xa3\x02\n" +
 	"\vImageConfig\x12\x1e\n" +
 	"\n" +
 	"entrypoint\x18\x01 \x03(\tR\n" +
@@ -1965,7 +1973,11 @@ const file_mosaic_container_v1_container_proto_rawDesc = "" +
 	"\x03cmd\x18\x02 \x03(\tR\x03cmd\x12 \n" +
 	"\venvironment\x18\x03 \x03(\tR\venvironment\x12+\n" +
 	"\x11working_directory\x18\x04 \x01(\tR\x10workingDirectory\x12\x12\n" +
-	"\x04user\x18\x05 \x01(\tR\x04user\"\xb2\b\n" +
+	"\x04user\x18\x05 \x01(\tR\x04user\x12D\n" +
+	"\x06labels\x18\x06 \x03(\v2,.mosaic.container.v1.ImageConfig.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb2\b\n" +
 	"\bProposal\x12P\n" +
 	"\venvironment\x18\x01 \x03(\v2..mosaic.container.v1.Proposal.EnvironmentEntryR\venvironment\x122\n" +
 	"\x06mounts\x18\x02 \x03(\v2\x1a.mosaic.container.v1.MountR\x06mounts\x12>\n" +
@@ -2147,7 +2159,7 @@ func file_mosaic_container_v1_container_proto_rawDescGZIP() []byte {
 }
 
 var file_mosaic_container_v1_container_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_mosaic_container_v1_container_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_mosaic_container_v1_container_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_mosaic_container_v1_container_proto_goTypes = []any{
 	(Container_Class)(0),          // 0: mosaic.container.v1.Container.Class
 	(Container_Streams)(0),        // 1: mosaic.container.v1.Container.Streams
@@ -2173,58 +2185,60 @@ var file_mosaic_container_v1_container_proto_goTypes = []any{
 	nil,                           // 21: mosaic.container.v1.Container.LimitsEntry
 	nil,                           // 22: mosaic.container.v1.Container.EnvironmentEntry
 	nil,                           // 23: mosaic.container.v1.Container.LabelsEntry
-	nil,                           // 24: mosaic.container.v1.Proposal.EnvironmentEntry
-	nil,                           // 25: mosaic.container.v1.Proposal.SysctlsEntry
-	nil,                           // 26: mosaic.container.v1.CgroupResources.FilesEntry
-	nil,                           // 27: mosaic.container.v1.Helper.EnvironmentEntry
-	nil,                           // 28: mosaic.container.v1.Spec.OwnersEntry
-	nil,                           // 29: mosaic.container.v1.Checkpoint.CgroupsEntry
-	(*v1.CommandInfo)(nil),        // 30: mesos.v1.CommandInfo
-	(*v1.ContainerInfo)(nil),      // 31: mesos.v1.ContainerInfo
-	(*v1.Resource)(nil),           // 32: mesos.v1.Resource
-	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
+	nil,                           // 24: mosaic.container.v1.ImageConfig.LabelsEntry
+	nil,                           // 25: mosaic.container.v1.Proposal.EnvironmentEntry
+	nil,                           // 26: mosaic.container.v1.Proposal.SysctlsEntry
+	nil,                           // 27: mosaic.container.v1.CgroupResources.FilesEntry
+	nil,                           // 28: mosaic.container.v1.Helper.EnvironmentEntry
+	nil,                           // 29: mosaic.container.v1.Spec.OwnersEntry
+	nil,                           // 30: mosaic.container.v1.Checkpoint.CgroupsEntry
+	(*v1.CommandInfo)(nil),        // 31: mesos.v1.CommandInfo
+	(*v1.ContainerInfo)(nil),      // 32: mesos.v1.ContainerInfo
+	(*v1.Resource)(nil),           // 33: mesos.v1.Resource
+	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
 }
 var file_mosaic_container_v1_container_proto_depIdxs = []int32{
 	0,  // 0: mosaic.container.v1.Container.class:type_name -> mosaic.container.v1.Container.Class
-	30, // 1: mosaic.container.v1.Container.command:type_name -> mesos.v1.CommandInfo
-	31, // 2: mosaic.container.v1.Container.container_info:type_name -> mesos.v1.ContainerInfo
-	32, // 3: mosaic.container.v1.Container.resources:type_name -> mesos.v1.Resource
+	31, // 1: mosaic.container.v1.Container.command:type_name -> mesos.v1.CommandInfo
+	32, // 2: mosaic.container.v1.Container.container_info:type_name -> mesos.v1.ContainerInfo
+	33, // 3: mosaic.container.v1.Container.resources:type_name -> mesos.v1.Resource
 	21, // 4: mosaic.container.v1.Container.limits:type_name -> mosaic.container.v1.Container.LimitsEntry
 	5,  // 5: mosaic.container.v1.Container.image_config:type_name -> mosaic.container.v1.ImageConfig
 	22, // 6: mosaic.container.v1.Container.environment:type_name -> mosaic.container.v1.Container.EnvironmentEntry
 	23, // 7: mosaic.container.v1.Container.labels:type_name -> mosaic.container.v1.Container.LabelsEntry
-	33, // 8: mosaic.container.v1.Container.created:type_name -> google.protobuf.Timestamp
+	34, // 8: mosaic.container.v1.Container.created:type_name -> google.protobuf.Timestamp
 	1,  // 9: mosaic.container.v1.Container.streams:type_name -> mosaic.container.v1.Container.Streams
-	24, // 10: mosaic.container.v1.Proposal.environment:type_name -> mosaic.container.v1.Proposal.EnvironmentEntry
-	7,  // 11: mosaic.container.v1.Proposal.mounts:type_name -> mosaic.container.v1.Mount
-	8,  // 12: mosaic.container.v1.Proposal.namespaces:type_name -> mosaic.container.v1.Namespace
-	9,  // 13: mosaic.container.v1.Proposal.cgroup:type_name -> mosaic.container.v1.CgroupResources
-	11, // 14: mosaic.container.v1.Proposal.devices:type_name -> mosaic.container.v1.Device
-	12, // 15: mosaic.container.v1.Proposal.rlimits:type_name -> mosaic.container.v1.Rlimit
-	13, // 16: mosaic.container.v1.Proposal.capabilities:type_name -> mosaic.container.v1.Capabilities
-	14, // 17: mosaic.container.v1.Proposal.seccomp:type_name -> mosaic.container.v1.Seccomp
-	25, // 18: mosaic.container.v1.Proposal.sysctls:type_name -> mosaic.container.v1.Proposal.SysctlsEntry
-	15, // 19: mosaic.container.v1.Proposal.windows_job:type_name -> mosaic.container.v1.WindowsJob
-	2,  // 20: mosaic.container.v1.Namespace.type:type_name -> mosaic.container.v1.Namespace.Type
-	10, // 21: mosaic.container.v1.CgroupResources.device_rules:type_name -> mosaic.container.v1.DeviceRule
-	26, // 22: mosaic.container.v1.CgroupResources.files:type_name -> mosaic.container.v1.CgroupResources.FilesEntry
-	27, // 23: mosaic.container.v1.Helper.environment:type_name -> mosaic.container.v1.Helper.EnvironmentEntry
-	6,  // 24: mosaic.container.v1.Spec.merged:type_name -> mosaic.container.v1.Proposal
-	28, // 25: mosaic.container.v1.Spec.owners:type_name -> mosaic.container.v1.Spec.OwnersEntry
-	4,  // 26: mosaic.container.v1.Checkpoint.container:type_name -> mosaic.container.v1.Container
-	3,  // 27: mosaic.container.v1.Checkpoint.phase:type_name -> mosaic.container.v1.Checkpoint.Phase
-	19, // 28: mosaic.container.v1.Checkpoint.modules:type_name -> mosaic.container.v1.ModuleState
-	17, // 29: mosaic.container.v1.Checkpoint.spec:type_name -> mosaic.container.v1.Spec
-	29, // 30: mosaic.container.v1.Checkpoint.cgroups:type_name -> mosaic.container.v1.Checkpoint.CgroupsEntry
-	20, // 31: mosaic.container.v1.Checkpoint.termination:type_name -> mosaic.container.v1.Termination
-	16, // 32: mosaic.container.v1.ModuleState.helpers:type_name -> mosaic.container.v1.Helper
-	32, // 33: mosaic.container.v1.Termination.limited_resources:type_name -> mesos.v1.Resource
-	33, // 34: mosaic.container.v1.Termination.time:type_name -> google.protobuf.Timestamp
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	24, // 10: mosaic.container.v1.ImageConfig.labels:type_name -> mosaic.container.v1.ImageConfig.LabelsEntry
+	25, // 11: mosaic.container.v1.Proposal.environment:type_name -> mosaic.container.v1.Proposal.EnvironmentEntry
+	7,  // 12: mosaic.container.v1.Proposal.mounts:type_name -> mosaic.container.v1.Mount
+	8,  // 13: mosaic.container.v1.Proposal.namespaces:type_name -> mosaic.container.v1.Namespace
+	9,  // 14: mosaic.container.v1.Proposal.cgroup:type_name -> mosaic.container.v1.CgroupResources
+	11, // 15: mosaic.container.v1.Proposal.devices:type_name -> mosaic.container.v1.Device
+	12, // 16: mosaic.container.v1.Proposal.rlimits:type_name -> mosaic.container.v1.Rlimit
+	13, // 17: mosaic.container.v1.Proposal.capabilities:type_name -> mosaic.container.v1.Capabilities
+	14, // 18: mosaic.container.v1.Proposal.seccomp:type_name -> mosaic.container.v1.Seccomp
+	26, // 19: mosaic.container.v1.Proposal.sysctls:type_name -> mosaic.container.v1.Proposal.SysctlsEntry
+	15, // 20: mosaic.container.v1.Proposal.windows_job:type_name -> mosaic.container.v1.WindowsJob
+	2,  // 21: mosaic.container.v1.Namespace.type:type_name -> mosaic.container.v1.Namespace.Type
+	10, // 22: mosaic.container.v1.CgroupResources.device_rules:type_name -> mosaic.container.v1.DeviceRule
+	27, // 23: mosaic.container.v1.CgroupResources.files:type_name -> mosaic.container.v1.CgroupResources.FilesEntry
+	28, // 24: mosaic.container.v1.Helper.environment:type_name -> mosaic.container.v1.Helper.EnvironmentEntry
+	6,  // 25: mosaic.container.v1.Spec.merged:type_name -> mosaic.container.v1.Proposal
+	29, // 26: mosaic.container.v1.Spec.owners:type_name -> mosaic.container.v1.Spec.OwnersEntry
+	4,  // 27: mosaic.container.v1.Checkpoint.container:type_name -> mosaic.container.v1.Container
+	3,  // 28: mosaic.container.v1.Checkpoint.phase:type_name -> mosaic.container.v1.Checkpoint.Phase
+	19, // 29: mosaic.container.v1.Checkpoint.modules:type_name -> mosaic.container.v1.ModuleState
+	17, // 30: mosaic.container.v1.Checkpoint.spec:type_name -> mosaic.container.v1.Spec
+	30, // 31: mosaic.container.v1.Checkpoint.cgroups:type_name -> mosaic.container.v1.Checkpoint.CgroupsEntry
+	20, // 32: mosaic.container.v1.Checkpoint.termination:type_name -> mosaic.container.v1.Termination
+	16, // 33: mosaic.container.v1.ModuleState.helpers:type_name -> mosaic.container.v1.Helper
+	33, // 34: mosaic.container.v1.Termination.limited_resources:type_name -> mesos.v1.Resource
+	34, // 35: mosaic.container.v1.Termination.time:type_name -> google.protobuf.Timestamp
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_mosaic_container_v1_container_proto_init() }
@@ -2242,7 +2256,7 @@ func file_mosaic_container_v1_container_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mosaic_container_v1_container_proto_rawDesc), len(file_mosaic_container_v1_container_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
