@@ -66,10 +66,17 @@ func mounted(t *testing.T, at string) bool {
 	return strings.Contains(string(list), " "+at+" ")
 }
 
-func TestABidirectionalVolumeShowsOnTheMachineWhatATaskMountsInIt(t *testing.T) {
-	needRoot(t)
-	image := busyboxFolder(t)
-	c := start(t, cluster.Options{Composition: `
+// imagesGone waits until the root file systems of all containers have been taken away.
+func imagesGone(t *testing.T, c *cluster.Cluster) {
+	t.Helper()
+	eventually(t, "root file systems are gone", 20*time.Second, func() bool {
+		left, err := os.ReadDir(filepath.Join(c.Dir, "agent", "images", "containers"))
+		return err == nil && len(left) == 0
+	})
+}
+
+// bidirectional is a composition that allows volumes to show what is mounted in them.
+const bidirectional = `
 isolator "cgroups" {}
 isolator "namespaces" {}
 isolator "volumes" {
@@ -77,7 +84,12 @@ isolator "volumes" {
     allow_bidirectional = true
   }
 }
-`})
+`
+
+func TestABidirectionalVolumeShowsOnTheMachineWhatATaskMountsInIt(t *testing.T) {
+	needRoot(t)
+	image := busyboxFolder(t)
+	c := start(t, cluster.Options{Composition: bidirectional})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	f, err := cluster.Subscribe(ctx, c.Master, "volumes", "*")
@@ -147,6 +159,7 @@ isolator "volumes" {
 	if _, err := f.State(ctx, []string{"shows", "sees"}, mesosv1.TaskState_TASK_FINISHED); err != nil {
 		t.Fatal(err)
 	}
+	imagesGone(t, c)
 	// What was mounted for good stays when the task has ended; nothing else of it does.
 	list, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -159,6 +172,38 @@ isolator "volumes" {
 			}
 		}
 	}
+}
+
+func TestATaskOfAGroupShowsWhatItMountsToo(t *testing.T) {
+	needRoot(t)
+	image, dir := busyboxFolder(t), sharedFolder(t)
+	c := start(t, cluster.Options{Composition: bidirectional})
+	made := filepath.Join(dir, "made")
+	if err := os.Mkdir(made, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(made, unix.MNT_DETACH) })
+	file := filepath.Join(t.TempDir(), "group.yaml")
+	text := strings.NewReplacer("IMAGE", image, "FOLDER", dir).Replace(`
+tasks:
+  - name: mounts
+    command: {value: "busybox mount -t tmpfs made /vol/made && echo from the task > /vol/made/file"}
+    container:
+      type: MESOS
+      mesos: {image: {type: DOCKER, docker: {name: IMAGE}}}
+      volumes:
+        - container_path: /vol
+          mode: RW
+          source: {type: HOST_PATH, host_path: {path: FOLDER, mount_propagation: {mode: BIDIRECTIONAL}}}
+`)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mosaic(t, c, 0, "run", "--group", file, "--user", "root")
+	if text, err := os.ReadFile(filepath.Join(made, "file")); err != nil || string(text) != "from the task\n" {
+		t.Errorf("the task's file is read as %q, %v", text, err)
+	}
+	imagesGone(t, c)
 }
 
 // TestALaunchThatAnIsolatorRefusesLateLeavesNothing: of two volumes one hides the other, which is seen when both are
