@@ -24,6 +24,8 @@ type container struct {
 	docker *dockerWish // of type DOCKER; nil for others, and once found by load
 	// Where the files of its volumes are that are images, by their number; for Launch alone.
 	imageVolumes map[int]string
+	// What its volumes are to hold that are secrets by reference, by their number; for Launch alone.
+	secretVolumes map[int][]byte
 
 	ended    chan struct{} // closed when termination is set
 	launched chan struct{} // closed when no launch is under way

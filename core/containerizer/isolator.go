@@ -38,12 +38,13 @@ func (c *Containerizer) prepare(ctx context.Context, ct *container, list []Isola
 	for n, i := range list {
 		index[i.Name()] = n
 	}
+	spec := ct.disclosed(ct.spec)
 	err := order.alongEdges(ctx, list, func(ctx context.Context, n int, i Isolator) error {
 		sofar, err := soFar(order, list, index, proposals, i)
 		if err != nil {
 			return err
 		}
-		r := &isolatorv1.PrepareRequest{OperationId: ct.operation(i.Name()), Container: ct.spec, SoFar: sofar}
+		r := &isolatorv1.PrepareRequest{OperationId: ct.operation(i.Name()), Container: spec, SoFar: sofar}
 		a, err := again(ctx, func() (*isolatorv1.PrepareResponse, error) { return i.Prepare(ctx, r) })
 		if err != nil {
 			return c.unlessOptional(ct, i, err)
@@ -148,6 +149,7 @@ func (c *Containerizer) validate(ctx context.Context, ct *container, list []Isol
 func (c *Containerizer) isolate(ctx context.Context, ct *container, list []Isolator) error {
 	return c.each(ctx, ct, list, "isolate", func(ctx context.Context, i Isolator) error {
 		r := &isolatorv1.IsolateRequest{OperationId: newOperation(), Record: ct.record(i.Name(), false)}
+		r.Record.Container = ct.disclosed(r.Record.Container)
 		_, err := again(ctx, func() (*isolatorv1.IsolateResponse, error) { return i.Isolate(ctx, r) })
 		return err
 	})

@@ -53,6 +53,9 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 	if err != nil {
 		return 0, err
 	}
+	if err := c.resolveSecrets(ctx, ct); err != nil {
+		return 0, err
+	}
 	answers, err := c.prepare(ctx, ct, isolators)
 	if err != nil {
 		return 0, err
