@@ -24,7 +24,8 @@ import (
 )
 
 // loadConfig reads the operator's file or folder; without one, the default composition. A file that names no isolator
-// gets the default ones: nobody means to run tasks without any isolation by leaving something out.
+// gets the default ones, and what else is there by default beside those of its own kinds: nobody means to run tasks without
+// any isolation by leaving something out.
 func loadConfig(path string) (*config.Config, error) {
 	if path == "" {
 		return defaultComposition()
@@ -42,7 +43,10 @@ func loadConfig(path string) (*config.Config, error) {
 			return nil, err
 		}
 		maps.Copy(c.Files, d.Files)
-		c.Modules = append(d.Modules, c.Modules...)
+		defaults := slices.DeleteFunc(d.Modules, func(m config.Module) bool {
+			return slices.ContainsFunc(c.Modules, func(own config.Module) bool { return own.Kind == m.Kind })
+		})
+		c.Modules = append(defaults, c.Modules...)
 	}
 	return c, nil
 }
