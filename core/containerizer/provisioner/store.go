@@ -115,6 +115,9 @@ func openStore(ctx context.Context, dir string, layered bool) (_ *store, err err
 			return nil, err
 		}
 		kinds[snapshotter] = overlays
+		if err := s.dropUnknownLayers(ctx, overlays); err != nil {
+			return nil, errors.Join(err, overlays.Close())
+		}
 	}
 	s.db = metadata.NewDB(s.bolt, blobs, kinds)
 	ctx = s.context(ctx)
@@ -129,6 +132,26 @@ func openStore(ctx context.Context, dir string, layered bool) (_ *store, err err
 		return nil, errors.Join(err, s.closeLayers())
 	}
 	return s, nil
+}
+
+// dropUnknownLayers removes folders of layers that the database does not know: a folder has its number before the database
+// has it, and one left by a crash is in the way of the next layer of that number.
+func (s *store) dropUnknownLayers(ctx context.Context, overlays snapshots.Snapshotter) error {
+	c, ok := overlays.(snapshots.Cleaner)
+	if !ok {
+		return nil
+	}
+	err := c.Cleanup(s.context(ctx))
+	if errdefs.IsNotFound(err) { // the database knows of no layer at all
+		folders := filepath.Join(s.dir, "layers", "snapshots")
+		if err = os.RemoveAll(folders); err == nil {
+			err = os.MkdirAll(folders, 0o700)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("remove layers that nobody knows: %w", err)
+	}
+	return nil
 }
 
 // silent takes what containerd logs: it comes back as errors, too. Some of it goes past the context; nobody else in this
