@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -342,8 +343,14 @@ func (i *Isolator) Cleanup(ctx context.Context, r *isolatorv1.CleanupRequest) (*
 		}
 		defer done()
 	}
+	begun := slices.ContainsFunc(made.Networks, func(a attachment) bool { return a.Begun })
 	if err := i.detach(ctx, cfg, f, made); err != nil {
 		return nil, explain(ctx, err)
+	}
+	if _, err := exec.LookPath("iptables-save"); err == nil && begun {
+		if err := i.sweepRules(ctx, made.ID); err != nil {
+			return nil, explain(ctx, err)
+		}
 	}
 	i.health.ended(i.events, c.GetId())
 	return &isolatorv1.CleanupResponse{}, nil
