@@ -319,24 +319,11 @@ func TestKillsInTheMidstOfLaunchesAndEndsLeaveNothing(t *testing.T) {
 	if n := len(containersEver(t, c)); n < kills/2 {
 		t.Errorf("there have been %d containers in all; is their place another now?", n)
 	}
-	told := map[string]bool{}
 	nothingLeft := func(but string) {
 		t.Helper()
 		deadline := time.Now().Add(90 * time.Second)
 		for {
 			left := leftOver(t, c, but, known)
-			if os.Getenv("MOSAIC_KILLS") == "" {
-				// A DEL that is killed once the interface is gone leaves its masquerading: the bridge plugin finds the rules
-				// by the interface's addresses when DEL is repeated. The long check fails for it; here it is told.
-				left = slices.DeleteFunc(left, func(what string) bool {
-					masquerade := strings.HasPrefix(what, "rule ")
-					if masquerade && !told[what] {
-						told[what] = true
-						t.Log("left: " + what)
-					}
-					return masquerade
-				})
-			}
 			if len(left) == 0 {
 				return
 			}
