@@ -8,8 +8,11 @@ import (
 	"github.com/mosaic-cluster/mosaic/core/containerizer/shim/wire"
 )
 
-// readStream takes what a client sends: input, and what it wants. While the process takes no input, none is taken
-// from clients either; see streams.blocked.
+// held says whether what a client sends is left in its socket: it is input, and the process takes none. That a client
+// wants output is always heard: the process may take no input just because nobody takes its output.
+func (cn *conn) held() bool { return cn.out.input > 0 && cn.of.streams.blocked() }
+
+// readStream takes what a client sends: input, and what it wants.
 func (s *supervisor) readStream(cn *conn) {
 	cl, st := cn.out, cn.of.streams
 	if cl.input > 0 {

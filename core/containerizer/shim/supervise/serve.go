@@ -115,8 +115,7 @@ func (s *supervisor) gatherPolled(p *polled) {
 	for _, cn := range s.conns {
 		events := int16(unix.POLLIN)
 		if cn.out != nil {
-			// What a client sends is left in its socket while the process takes nothing.
-			if cn.of.streams.blocked() {
+			if cn.held() {
 				events = 0
 			}
 			if cn.out.wants(cn.of.streams) {
@@ -167,7 +166,7 @@ func (s *supervisor) happened(of *source, fd int, events int16) (released bool) 
 			return s.read(cn)
 		default:
 			cn.flush()
-			if events&^unix.POLLOUT != 0 && !cn.of.streams.blocked() {
+			if events&^unix.POLLOUT != 0 && !cn.held() {
 				s.readStream(cn)
 			}
 		}
