@@ -56,12 +56,9 @@ func (e *edge) open(ctx context.Context, principal, virtual string) (*opened, er
 		return nil, statusf(http.StatusBadRequest, "Expecting 'path=value' in query.")
 	}
 	virtual = path.Clean("/" + virtual)
-	if e.cfg.Approver != nil {
-		action := "ACCESS_SANDBOX"
-		if virtual == "/master/log" || virtual == "/slave/log" {
-			action = "ACCESS_MESOS_LOG"
-		}
-		if err := e.cfg.Approver.Approve(ctx, principal, action, virtual); err != nil {
+	isLog := virtual == "/master/log" || virtual == "/slave/log"
+	if isLog && e.cfg.Approver != nil {
+		if err := e.cfg.Approver.Approve(ctx, principal, "ACCESS_MESOS_LOG", virtual); err != nil {
 			return nil, err
 		}
 	}
@@ -81,6 +78,11 @@ func (e *edge) open(ctx context.Context, principal, virtual string) (*opened, er
 		case err != nil:
 			return nil, err
 		default:
+			if !isLog {
+				if err := e.mayAccess(ctx, principal, virtual, host); err != nil {
+					return nil, err
+				}
+			}
 			o, err := openBelow(host, strings.TrimPrefix(virtual[end:], "/"))
 			if err != nil {
 				return nil, fileError(virtual, err)
@@ -92,6 +94,23 @@ func (e *edge) open(ctx context.Context, principal, virtual string) (*opened, er
 			return nil, notFound(virtual)
 		}
 	}
+}
+
+// mayAccess asks whether a principal may read what is published as virtual and lies at host. Rules for sandboxes are about the user that the
+// container runs as, who owns its sandbox.
+func (e *edge) mayAccess(ctx context.Context, principal, virtual, host string) error {
+	if e.cfg.Approver == nil {
+		return nil
+	}
+	info, err := os.Stat(host)
+	if err != nil {
+		return fileError(virtual, err)
+	}
+	owner := ""
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		owner = ownerNames{}.user(st.Uid)
+	}
+	return e.cfg.Approver.Approve(ctx, principal, "ACCESS_SANDBOX", owner)
 }
 
 // openBelow opens host itself, or rest below it.
@@ -233,7 +252,10 @@ func (e *edge) readFile(ctx context.Context, principal, virtual string, offset u
 
 // browse answers /files/browse.
 func (e *edge) browse(w http.ResponseWriter, r *http.Request, principal string) error {
-	query := r.URL.Query()
+	query, err := readQuery(r)
+	if err != nil {
+		return err
+	}
 	infos, err := e.list(r.Context(), principal, query.Get("path"))
 	if err != nil {
 		return err
@@ -257,7 +279,10 @@ func (e *edge) browse(w http.ResponseWriter, r *http.Request, principal string) 
 
 // read answers /files/read.
 func (e *edge) read(w http.ResponseWriter, r *http.Request, principal string) error {
-	query := r.URL.Query()
+	query, err := readQuery(r)
+	if err != nil {
+		return err
+	}
 	number := func(name string) (n uint64, given bool, err error) {
 		s := query.Get(name)
 		if s == "" || s == "-1" {
@@ -298,7 +323,11 @@ func (e *edge) read(w http.ResponseWriter, r *http.Request, principal string) er
 
 // download answers /files/download.
 func (e *edge) download(w http.ResponseWriter, r *http.Request, principal string) error {
-	o, err := e.open(r.Context(), principal, r.URL.Query().Get("path"))
+	query, err := readQuery(r)
+	if err != nil {
+		return err
+	}
+	o, err := e.open(r.Context(), principal, query.Get("path"))
 	if err != nil {
 		return err
 	}

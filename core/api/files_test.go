@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -166,13 +168,22 @@ func TestFilesAreReadByV1CallsToo(t *testing.T) {
 }
 
 func TestTheApproverIsAskedForRoutesAndFiles(t *testing.T) {
-	files, _ := sandbox(t)
+	files, dir := sandbox(t)
+	// Rules are about the user that the container runs as: its sandbox's owner.
+	info, err := os.Stat(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner := strconv.Itoa(int(info.Sys().(*syscall.Stat_t).Uid))
+	if u, err := user.LookupId(owner); err == nil {
+		owner = u.Username
+	}
 	var asked []string
 	server := serveAgent(t, newFakeAgent(), func(c *api.Config, d *api.AgentDeps) {
 		d.Files = files
 		c.Approver = approver(func(principal, action, object string) error {
 			asked = append(asked, fmt.Sprint(action, " ", object))
-			if object == "/var/run/sandbox/stdout" || action == "VIEW_FLAGS" {
+			if action == "ACCESS_SANDBOX" || action == "VIEW_FLAGS" {
 				return api.ErrForbidden
 			}
 			return nil
@@ -190,7 +201,7 @@ func TestTheApproverIsAskedForRoutesAndFiles(t *testing.T) {
 		}
 	}
 	all := strings.Join(asked, "\n")
-	for _, want := range []string{"ACCESS_SANDBOX /var/run/sandbox/stdout", "ACCESS_MESOS_LOG /slave/log", "VIEW_FLAGS /flags", "GET_ENDPOINT_WITH_PATH /containers"} {
+	for _, want := range []string{"ACCESS_SANDBOX " + owner, "ACCESS_MESOS_LOG /slave/log", "VIEW_FLAGS /flags", "GET_ENDPOINT_WITH_PATH /containers"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("not asked for %q, but for:\n%s", want, all)
 		}

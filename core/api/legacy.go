@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
@@ -14,13 +15,26 @@ import (
 // legacy answers an older JSON endpoint with the body that produce makes.
 func (e *edge) legacy(path string, produce func(context.Context, string, string, url.Values) ([]byte, error)) func(http.ResponseWriter, *http.Request, string) error {
 	return func(w http.ResponseWriter, r *http.Request, principal string) error {
-		query := r.URL.Query()
+		query, err := readQuery(r)
+		if err != nil {
+			return err
+		}
 		body, err := produce(r.Context(), principal, path, query)
 		if err != nil {
 			return err
 		}
 		return writeLegacy(w, r, query, body)
 	}
+}
+
+// readQuery decodes a query whole, or refuses it: one that lost a parameter on the way would be answered wrongly.
+// A bare semicolon stands for itself, as in need=cpus:4;mem:8192.
+func readQuery(r *http.Request) (url.Values, error) {
+	query, err := url.ParseQuery(strings.ReplaceAll(r.URL.RawQuery, ";", "%3B"))
+	if err != nil {
+		return nil, statusf(http.StatusBadRequest, "Unable to decode query string: %s", clip(err.Error()))
+	}
+	return query, nil
 }
 
 // callback is what a jsonp parameter may be: a function's name, also one in an object or a list.
@@ -47,7 +61,11 @@ func writeLegacy(w http.ResponseWriter, r *http.Request, query url.Values, body 
 
 // version answers /version, on any master, whether it leads or not: clients ask before they subscribe.
 func (e *edge) version(w http.ResponseWriter, r *http.Request, _ string) error {
-	return writeLegacy(w, r, r.URL.Query(), e.cfg.Version.AppendJSON(nil))
+	query, err := readQuery(r)
+	if err != nil {
+		return err
+	}
+	return writeLegacy(w, r, query, e.cfg.Version.AppendJSON(nil))
 }
 
 // root answers / with the web page, or with nothing: clients that follow /redirect end here.

@@ -63,6 +63,10 @@ func (m *masterEdge) legacyWrite(path string, isForm bool, empty int) func(http.
 			}
 			endpoint += "/" + role
 		}
+		query, err := readQuery(r)
+		if err != nil {
+			return err
+		}
 		body, err := readBody(w, r)
 		if err != nil {
 			return err
@@ -75,7 +79,7 @@ func (m *masterEdge) legacyWrite(path string, isForm bool, empty int) func(http.
 			}
 			body = nil
 		}
-		answer, err := m.master.LegacyWrite(r.Context(), principal, endpoint, r.Method, r.URL.Query(), form, body)
+		answer, err := m.master.LegacyWrite(r.Context(), principal, endpoint, r.Method, query, form, body)
 		if err != nil {
 			return err
 		}

@@ -197,3 +197,23 @@ func TestWhoReadsAndWhoWritesAreAskedInTheirOwnRealms(t *testing.T) {
 		t.Errorf("the approver was asked for %q, want %q", approver.actions, want)
 	}
 }
+
+func TestAQueryIsReadWholeOrRefused(t *testing.T) {
+	server := serveMaster(t, newFakeMaster())
+	for query, want := range map[string]string{
+		"framework_id=cpus:4;mem:8192":   "cpus:4;mem:8192", // Go's own parser drops such a parameter
+		"framework_id=cpus:4%3Bmem:8192": "cpus:4;mem:8192",
+		"x=;&framework_id=f":             "f",
+	} {
+		resp, body := do(t, request(t, "GET", server.URL+"/mosaic/v1/explain?"+query, ""))
+		if !strings.Contains(body, `"framework_id":"`+want+`"`) {
+			t.Errorf("GET ?%s: %d %q, want framework_id %q", query, resp.StatusCode, body, want)
+		}
+	}
+	for _, path := range []string{"/mosaic/v1/explain", "/state", "/version", "/files/read", "/files/browse", "/files/download"} {
+		resp, body := do(t, request(t, "GET", server.URL+path+"?path=%zz", ""))
+		if resp.StatusCode != 400 || !strings.Contains(body, "query string") {
+			t.Errorf("GET %s with a broken query: %d %q, want 400", path, resp.StatusCode, body)
+		}
+	}
+}
