@@ -43,6 +43,37 @@ authorizer "acl" {
 	mosaic(t, c, 0, "run", "--role", "other", "--", "true")
 }
 
+func TestTheACLModuleDecidesWhoMayEnterAContainer(t *testing.T) {
+	needRoot(t)
+	c := start(t, cluster.Options{Dev: true, Composition: hostPids + `
+authorizer "acl" {
+  config {
+    acl "launch_nested_container_sessions_under_parent_with_user" {
+      principals = ["NONE"]
+      objects    = ["root"]
+    }
+    acl "access_sandboxes" {
+      principals = ["NONE"]
+      objects    = ["root"]
+    }
+  }
+}
+`})
+	for _, user := range []string{"root", "nobody"} {
+		mosaic(t, c, 0, "run", "--detach", "--name", user, "--user", user, "--", "sh", "-c", "echo seen; exec sleep 600")
+	}
+	if r := mosaic(t, c, 125, "task", "exec", "root", "--", "true"); !strings.Contains(r.Stderr, "not authorized") {
+		t.Errorf("a command beside root's task: %q, want it refused", r.Stderr)
+	}
+	if r := mosaic(t, c, 1, "task", "logs", "root"); !strings.Contains(r.Stderr, "not authorized") {
+		t.Errorf("the output of root's task: %q, want it refused", r.Stderr)
+	}
+	mosaic(t, c, 0, "task", "exec", "nobody", "--", "true")
+	eventually(t, "the output of nobody's task", 10*time.Second, func() bool {
+		return strings.Contains(mosaic(t, c, 0, "task", "logs", "nobody").Stdout, "seen")
+	})
+}
+
 func TestAFixedEstimateIsOfferedAsRevocable(t *testing.T) {
 	c := start(t, cluster.Options{Composition: `
 agent {

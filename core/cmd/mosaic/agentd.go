@@ -214,6 +214,11 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 		},
 	}
 	oversubscription(host, &deps)
+	edgeConfig := api.Config{Version: versionInfo(), Metrics: metrics, Log: log}
+	if authorizer := host.Authorizer(); authorizer != nil {
+		a := approvers{authorizer}
+		deps.Approver, edgeConfig.Approver = onContainers{a}, routes{a}
+	}
 	pause, err := orBeside(set.Shim, "mosaic-shim")
 	if err != nil {
 		return err
@@ -233,7 +238,7 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 	if err != nil {
 		return err
 	}
-	edge := api.NewAgent(api.Config{Version: versionInfo(), Metrics: metrics, Log: log},
+	edge := api.NewAgent(edgeConfig,
 		api.AgentDeps{Agent: a, ContainerIO: a, Files: a, Images: images, Modules: func() any { return moduleRows(host.Status()) }})
 	if ready != nil {
 		ready(host)

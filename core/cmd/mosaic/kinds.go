@@ -22,7 +22,10 @@ import (
 // Which daemon runs the modules of which kind. Kinds that neither uses are refused: a module that is configured and
 // never asked would be worse than none.
 func agentKinds() []string {
-	return []string{modulehost.KindIsolator, modulehost.KindResourceEstimator, modulehost.KindQoSController, modulehost.KindSecretResolver, modulehost.KindContainerLogger}
+	return []string{
+		modulehost.KindIsolator, modulehost.KindResourceEstimator, modulehost.KindQoSController, modulehost.KindSecretResolver,
+		modulehost.KindContainerLogger, modulehost.KindAuthorizer,
+	}
 }
 
 func masterKinds() []string { return []string{modulehost.KindAuthorizer} }
@@ -86,6 +89,15 @@ func (r *refusal) HTTPStatus() int { return r.status }
 
 // Approve returns nil for yes.
 func (a approvers) Approve(ctx context.Context, principal, action string, object ...string) error {
+	var objects []*authorizerv1.Object
+	for _, o := range object {
+		objects = append(objects, &authorizerv1.Object{Value: &o})
+	}
+	return a.decide(ctx, principal, action, objects, object)
+}
+
+// decide asks for some objects at once; named is how a refusal calls them.
+func (a approvers) decide(ctx context.Context, principal, action string, objects []*authorizerv1.Object, named []string) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	var subject *authorizerv1.Subject
@@ -94,18 +106,26 @@ func (a approvers) Approve(ctx context.Context, principal, action string, object
 		subject = &authorizerv1.Subject{Value: &principal}
 		who = fmt.Sprintf("principal %q", principal)
 	}
-	var objects []*authorizerv1.Object
-	for _, o := range object {
-		objects = append(objects, &authorizerv1.Object{Value: &o})
-	}
 	allowed, err := a.authorizer.Approve(ctx, subject, action, objects)
 	if err != nil {
 		return &refusal{http.StatusServiceUnavailable, fmt.Sprintf("cannot tell whether %s may do this: %v", who, err)}
 	}
 	if slices.Contains(allowed, false) {
-		return &refusal{http.StatusForbidden, fmt.Sprintf("%s is not authorized to %s %v", who, action, object)}
+		return &refusal{http.StatusForbidden, fmt.Sprintf("%s is not authorized to %s %v", who, action, named)}
 	}
 	return nil
+}
+
+// onContainers asks for what is done to an agent's containers.
+type onContainers struct{ approvers }
+
+// Approve returns nil for yes. A refusal names the user the container runs as, which is what rules are about.
+func (c onContainers) Approve(ctx context.Context, principal, action string, object *authorizerv1.Object) error {
+	var named []string
+	if object.GetValue() != "" {
+		named = append(named, object.GetValue())
+	}
+	return c.decide(ctx, principal, action, []*authorizerv1.Object{object}, named)
 }
 
 // routes asks for the routes of the HTTP edge.
