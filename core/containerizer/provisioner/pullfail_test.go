@@ -1,0 +1,195 @@
+package provisioner
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/mosaic-cluster/mosaic/core/containerizer/provisioner/registry"
+	"github.com/mosaic-cluster/mosaic/sdk/operator"
+	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+)
+
+func TestFailedPullsSayWhyAndLeaveNothing(t *testing.T) {
+	body := strings.Repeat("0123456789abcdef", 1<<14)
+	img := simpleImage(t, body)
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	top := "/blobs/" + digestOf(t, layers[1])
+	compressed, err := layers[1].Compressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, err := io.ReadAll(compressed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := bytes.Clone(blob)
+	changed[len(changed)/2] ^= 1
+	serve := func(announced int, b []byte) func(http.ResponseWriter, *http.Request) bool {
+		return func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("Content-Length", fmt.Sprint(announced))
+			_, _ = w.Write(b)
+			return true
+		}
+	}
+	hang := make(chan struct{})
+	t.Cleanup(func() { close(hang) })
+	for what, c := range map[string]struct {
+		image string
+		first func(w http.ResponseWriter, r *http.Request) bool
+		want  error
+		text  string
+	}{
+		"unknown":      {image: "nobody/has:this", want: registry.ErrNotFound},
+		"refused":      {first: only("", respond(http.StatusUnauthorized, 0)), want: registry.ErrUnauthorized},
+		"forbidden":    {first: only(top, respond(http.StatusForbidden, 0)), want: registry.ErrUnauthorized},
+		"layer gone":   {first: only(top, respond(http.StatusNotFound, 0)), want: registry.ErrNotFound},
+		"changed":      {first: only(top, serve(len(changed), changed)), want: registry.ErrCorrupt},
+		"truncated":    {first: only(top, serve(len(blob), blob[:len(blob)/2])), want: registry.ErrTruncated},
+		"shorter":      {first: only(top, serve(len(blob)/2, blob[:len(blob)/2])), want: registry.ErrTruncated},
+		"broken":       {first: only(top, respond(http.StatusInternalServerError, 0)), text: "given up after"},
+		"busy":         {first: only(top, respond(http.StatusTooManyRequests, 0)), text: "429"},
+		"bad manifest": {first: only("/manifests/", serve(2, []byte("{}"))), want: registry.ErrTruncated},
+		"stalled": {first: only(top, func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Header.Get("Range") == "" {
+				w.Header().Set("Content-Length", fmt.Sprint(len(blob)))
+				_, _ = w.Write(blob[:len(blob)/2])
+				_ = http.NewResponseController(w).Flush()
+			}
+			select {
+			case <-hang:
+			case <-r.Context().Done():
+			}
+			return true
+		}), want: registry.ErrStalled},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			d := newDepot(t)
+			image := d.push(t, "app:1", img)
+			if c.image != "" {
+				image = d.host + "/" + c.image
+			}
+			d.intercept(func(w http.ResponseWriter, r *http.Request) bool {
+				if what == "refused" && r.Method == http.MethodHead {
+					w.WriteHeader(http.StatusUnauthorized)
+					return true
+				}
+				return c.first != nil && c.first(w, r)
+			})
+			p := newPuller(t, func(c *Config) {
+				if what == "stalled" {
+					c.PullStall = 100 * time.Millisecond
+				}
+			})
+			_, _, err := p.ProvisionImage(t.Context(), "a", docker(image))
+			if err == nil || c.want != nil && !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text) {
+				t.Errorf("ProvisionImage: got %v, want %v %s", err, c.want, c.text)
+			}
+			wantNothingLeft(t, p)
+			pulls := p.Pulls()
+			if len(pulls) != 1 || pulls[0].State != operator.PullFailed || pulls[0].Error == "" {
+				t.Errorf("Pulls: got %+v, want one that failed and says why", pulls)
+			}
+			d.intercept(nil)
+			if c.image == "" {
+				if rootfs, _, err := p.ProvisionImage(t.Context(), "a", docker(image)); err != nil || read(t, rootfs, "data") != body {
+					t.Errorf("ProvisionImage once the registry is well: %v", err)
+				}
+			}
+		})
+	}
+}
+
+func TestPullsGoOnWhereTheyWereCut(t *testing.T) {
+	noise := make([]byte, 1<<20)
+	source := rand.New(rand.NewPCG(1, 2)) // so that it does not get small
+	for n := range noise {
+		noise[n] = byte(source.Uint32())
+	}
+	img := imageWith(t, layerOf(t, file{name: "data", body: string(noise)}))
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rc, err := layers[0].Compressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, err := io.ReadAll(rc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for kind, goesOn := range map[string]bool{"a registry that goes on": true, "one that starts anew": false} {
+		backends(t, func(t *testing.T, change func(*Config)) {
+			d := newDepot(t)
+			image := d.push(t, "app:1", img)
+			var mu sync.Mutex
+			var ranges []string
+			d.intercept(only("/blobs/"+digestOf(t, layers[0]), func(w http.ResponseWriter, r *http.Request) bool {
+				mu.Lock()
+				defer mu.Unlock()
+				ranges = append(ranges, r.Header.Get("Range"))
+				switch {
+				case len(ranges) == 1:
+					w.Header().Set("Content-Length", fmt.Sprint(len(blob)))
+					_, _ = w.Write(blob[:len(blob)/2])
+					panic(http.ErrAbortHandler)
+				case r.Header.Get("Range") != "" && !goesOn:
+					w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+				default:
+					http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(blob))
+				}
+				return true
+			}))
+			p := newPuller(t, change)
+			rootfs, _, err := p.ProvisionImage(t.Context(), "a", docker(image))
+			if err != nil || read(t, rootfs, "data") != string(noise) {
+				t.Fatalf("ProvisionImage from %s: %v", kind, err)
+			}
+			if len(ranges) < 2 || !strings.HasPrefix(ranges[1], "bytes=") || ranges[1] == "bytes=0-" || !goesOn && ranges[len(ranges)-1] != "" {
+				t.Errorf("%s: requests for the layer had ranges %q, want the second to go on where the first was cut", kind, ranges)
+			}
+		})
+	}
+}
+
+func TestPullsOutlastARegistryThatIsBusy(t *testing.T) {
+	for _, status := range []int{http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway} {
+		d := newDepot(t)
+		image := d.push(t, "app:1", simpleImage(t, "x"))
+		d.intercept(only("/blobs/", respond(status, 3)))
+		if err := newPuller(t).Pull(t.Context(), image, false); err != nil {
+			t.Errorf("Pull from a registry that answers %d at first: %v", status, err)
+		}
+	}
+}
+
+func TestImagesNobodyCanUseAreRefused(t *testing.T) {
+	p := newPuller(t)
+	for _, image := range []*mesosv1.Image{
+		nil, {}, docker(""), docker("UPPER"), docker("a b"), docker("http://"), docker("x:y:z"), docker("example.com/"), {Type: mesosv1.Image_APPC.Enum()},
+	} {
+		if _, _, err := p.ProvisionImage(t.Context(), "a", image); err == nil {
+			t.Errorf("ProvisionImage(%v): got no error", image)
+		}
+	}
+	wantEmpty(t, p.dir("containers"))
+	d := newDepot(t)
+	small := newPuller(t, func(c *Config) { c.MaxSize = 4 << 10 })
+	image := d.push(t, "big:1", imageWith(t, layerOf(t, file{name: "zeros", body: strings.Repeat("\x00", 1<<20)})))
+	if err := small.Pull(t.Context(), image, false); err == nil || !strings.Contains(err.Error(), "larger than allowed") {
+		t.Errorf("Pull of what unpacks to more than is allowed: got %v, want it refused", err)
+	}
+	wantNothingLeft(t, small)
+}
