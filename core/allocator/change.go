@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -86,6 +87,7 @@ type requirement struct {
 	name  string
 	milli int64
 	ports bool
+	these resources.Ranges // these ports, and no others
 }
 
 // have is what an agent has of something that is needed.
@@ -112,6 +114,7 @@ type step struct {
 	name   string // of a resource, a capability or a role
 	amount int64
 	total  int64 // StepLarger: what the agent has
+	these  bool  // it is about the ports that are needed by number
 	until  time.Time
 	cost   int
 }
@@ -121,8 +124,12 @@ func (x *explainer) prepareNeeds() {
 	for _, name := range q.Need.Names() {
 		x.needs = append(x.needs, requirement{name: name, milli: min(milli(q.Need[name]), mostGuaranteed)})
 	}
+	named := int(min(q.PortRanges.Count(), 1<<20))
+	if named > 0 {
+		x.needs = append(x.needs, requirement{name: "ports", milli: int64(named) * 1000, ports: true, these: q.PortRanges})
+	}
 	if q.Ports > 0 {
-		x.needs = append(x.needs, requirement{name: "ports", milli: int64(min(q.Ports, 1<<20)) * 1000, ports: true})
+		x.needs = append(x.needs, requirement{name: "ports", milli: int64(min(q.Ports, 1<<20)+named) * 1000, ports: true})
 	}
 	if len(x.needs) == 0 {
 		return
@@ -150,7 +157,11 @@ func (x *explainer) count(out []have, c *client, ag *agent) []have {
 				switch n := &x.needs[j]; {
 				case e.Name() != n.name:
 				case n.ports && e.Type() == mesosv1.Value_RANGES:
-					use(&out[j], e, int64(min(e.Ranges().Count(), 1<<32))*1000)
+					ports := e.Ranges()
+					if len(n.these) > 0 {
+						ports = ports.Intersect(n.these)
+					}
+					use(&out[j], e, int64(min(ports.Count(), 1<<32))*1000)
 				case !n.ports && e.Type() == mesosv1.Value_SCALAR:
 					use(&out[j], e, e.Milli())
 				}
@@ -303,7 +314,7 @@ func (x *explainer) amounts(c *client, ag *agent, s []step) []step {
 func (x *explainer) lacks(c *client, n requirement, h *have, s []step) []step {
 	missing := max(0, n.milli-h.free)
 	if missing > 0 {
-		st := step{name: n.name, amount: missing}
+		st := step{name: n.name, amount: missing, these: len(n.these) > 0}
 		switch {
 		case h.mine >= n.milli:
 			st.code, st.cost = StepFree, part(missing, n.milli, 20)
@@ -449,10 +460,17 @@ func (x *explainer) stepText(k *change, s step) string {
 	case StepUnreserve:
 		return fmt.Sprintf("unreserve %s of %s, which the agent has for other roles", amount(s.amount), s.name)
 	case StepFree:
-		return fmt.Sprintf("free %s of %s on the agent%s", amount(s.amount), s.name, x.mostlyHeld(k.agent, s.name))
+		if s.these {
+			return fmt.Sprintf("free ports %s on the agent%s", portsText(x.question.PortRanges.Subtract(k.agent.free.Ranges("ports"))), x.mostlyHeld(k.agent, s.name, x.question.PortRanges))
+		}
+		return fmt.Sprintf("free %s of %s on the agent%s", amount(s.amount), s.name, x.mostlyHeld(k.agent, s.name, nil))
 	case StepUpgrade:
 		return "bring the agent up to a version that knows roles of this form"
 	case StepLarger:
+		if s.these {
+			has := k.agent.total.Ranges("ports")
+			return fmt.Sprintf("have an agent offer ports %s; this one has %s", portsText(x.question.PortRanges.Subtract(has)), portsText(has))
+		}
 		if most := x.mostOf(s.name); most > s.total {
 			return fmt.Sprintf("have an agent with %s more of %s than this one, which has %s; the largest has %s",
 				amount(s.amount), s.name, amount(s.total), amount(most))
@@ -465,20 +483,40 @@ func (x *explainer) stepText(k *change, s step) string {
 	return string(s.code)
 }
 
+// portsText names ports: 80, 8000-8099.
+func portsText(rs resources.Ranges) string {
+	if len(rs) == 0 {
+		return "none"
+	}
+	parts := make([]string, 0, len(rs))
+	for _, r := range rs {
+		part := strconv.FormatUint(r.Begin, 10)
+		if r.End > r.Begin {
+			part += "-" + strconv.FormatUint(r.End, 10)
+		}
+		parts = append(parts, part)
+	}
+	return strings.Join(parts, ", ")
+}
+
 // mostOf is how much of something that is needed the largest agent has. Whoever is asked about first looks at all agents.
 func (x *explainer) mostOf(name string) int64 {
-	i := slices.IndexFunc(x.needs, func(n requirement) bool { return n.name == name })
+	i := slices.IndexFunc(x.needs, func(n requirement) bool { return n.name == name && len(n.these) == 0 })
 	return x.largest[i]
 }
 
-// mostlyHeld says who has most of a resource of an agent.
-func (x *explainer) mostlyHeld(ag *agent, resource string) string {
+// mostlyHeld says who has most of a resource of an agent; of these ports, if some are given.
+func (x *explainer) mostlyHeld(ag *agent, resource string, these resources.Ranges) string {
 	var by *framework
 	var most int64
 	for fw, s := range ag.allocs {
 		m := s.Milli(resource)
 		if resource == "ports" {
-			m = int64(min(s.Ranges(resource).Count(), 1<<32)) * 1000
+			ports := s.Ranges(resource)
+			if len(these) > 0 {
+				ports = ports.Intersect(these)
+			}
+			m = int64(min(ports.Count(), 1<<32)) * 1000
 		}
 		if m > most || m == most && m > 0 && fw.id < by.id {
 			by, most = fw, m

@@ -18,6 +18,8 @@ type Question struct {
 	// might come to the role, which is "*" if none is named, as well as for those that are there.
 	Need  resources.Quantities
 	Ports int
+	// PortRanges are ports that it needs and no others; Ports are besides.
+	PortRanges resources.Ranges
 	// Examples bounds the agents named for each reason. 0 means 3.
 	Examples int
 }
@@ -31,7 +33,7 @@ type Explanation struct {
 	More   int         `json:"more,omitempty"`
 	Quotas []RoleQuota `json:"quotas,omitempty"` // of the top-level roles of who is asked about
 
-	Need resources.Quantities `json:"need,omitempty"` // ports among them
+	Need resources.Quantities `json:"need,omitempty"` // how many ports among them
 	// Fits is on how many agents what is needed would be offered when the turn comes.
 	Fits    int      `json:"fits"`
 	FitsOn  []string `json:"fits_on,omitempty"` // examples, as in Reason

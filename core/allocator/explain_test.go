@@ -313,3 +313,30 @@ func TestExplainLooksAtABoundedNumberOfAgents(t *testing.T) {
 		t.Errorf("the first can be offered %d agents, want all: %+v", s.Offerable, s.Reasons)
 	}
 }
+
+func TestPortsByNumberAreExplainedByNumber(t *testing.T) {
+	a := New(Options{})
+	a.AddFramework("f", frameworkInfo([]string{"eng"}), nil, true)
+	a.AddFramework("other", frameworkInfo([]string{"ops"}), nil, true)
+	a.AddAgent("s", &mesosv1.AgentInfo{Hostname: ptr("h")}, agentCapabilities, resources.MustParse("cpus:4;mem:100;ports:[31000-31002]"), nil)
+	ask := func(first, last uint64, others int) Explanation {
+		return a.Explain(Question{FrameworkID: "f", Role: "eng", PortRanges: resources.NewRanges(resources.Range{Begin: first, End: last}), Ports: others}, epoch)
+	}
+	if e := ask(31001, 31002, 1); e.Fits != 1 {
+		t.Errorf("two ports by number and one more of three: %+v, want it to fit", e)
+	}
+	if e := ask(31001, 31002, 2); e.Fits != 0 {
+		t.Errorf("two ports by number and two more of three: %+v, want it not to fit", e)
+	}
+	e := ask(31002, 31003, 0)
+	if len(e.Closest) != 1 || e.Closest[0].Text != "have an agent offer ports 31003; this one has 31000-31002" {
+		t.Errorf("a port that no agent has: %+v", e.Closest)
+	}
+	o := a.Allocate(epoch)[0]
+	free := resources.MustParse("cpus:4;mem:100;ports:[31000-31001]")
+	a.RecoverResources(o.FrameworkID, "s", free.Allocate(o.Role), nil, epoch)
+	e = ask(31001, 31002, 0)
+	if want := "free ports 31002 on the agent, where framework " + o.FrameworkID + " has 1"; len(e.Closest) == 0 || e.Closest[0].Text != want {
+		t.Errorf("a port that is taken: %+v, want %q", e.Closest, want)
+	}
+}

@@ -113,7 +113,10 @@ func explainQuestion(query url.Values) (allocator.Question, error) {
 			}
 		}
 		q.Need = set.Quantities()
-		q.Ports = int(min(set.Ranges("ports").Count(), maxPorts))
+		q.PortRanges = set.Ranges("ports")
+		if n := q.PortRanges.Count(); n > maxPorts {
+			return q, badRequest("'need' has %d ports, want at most %d", n, maxPorts)
+		}
 	}
 	for name, into := range map[string]struct {
 		to   *int

@@ -46,7 +46,11 @@ type explanation struct {
 	Fits    int                  `json:"fits"`
 	FitsOn  []string             `json:"fits_on"`
 	Closest []struct {
-		Text     string `json:"text"`
+		Text  string `json:"text"`
+		Steps []struct {
+			Code string `json:"code"`
+			Text string `json:"text"`
+		} `json:"steps"`
 		Role     string `json:"role"`
 		AgentID  string `json:"agent_id"`
 		Hostname string `json:"hostname"`
@@ -372,7 +376,17 @@ func (x *explanation) line() string {
 	}
 	if len(x.Closest) > 0 {
 		c := x.Closest[0]
-		return fmt.Sprintf("it fits nowhere now; the smallest change: %s (agent %s)", c.Text, cmp.Or(c.Hostname, c.AgentID))
+		var texts []string
+		for _, s := range c.Steps {
+			// Who waits has refused what was too little, and takes the next offer that is enough.
+			if s.Code != "filter" {
+				texts = append(texts, s.Text)
+			}
+		}
+		if len(texts) == 0 && len(c.Steps) > 0 {
+			return "the next offer will do"
+		}
+		return fmt.Sprintf("it fits nowhere now; the smallest change: %s (agent %s)", strings.Join(texts, "; and "), cmp.Or(c.Hostname, c.AgentID))
 	}
 	for _, s := range x.Asked {
 		for _, r := range s.Reasons {

@@ -24,7 +24,8 @@ const explainPage = `{"agents":3,"more":1,"asked":[
  "fits":0}`
 
 const needPage = `{"agents":3,"asked":[],"need":{"cpus":9,"ports":2},"fits":0,"closest":[
- {"cost":21,"text":"free 1 of cpus on the agent","role":"web","agent_id":"agent-a","hostname":"alpha","agents":3,"steps":[]},
+ {"cost":21,"text":"free 1 of cpus on the agent; and wait until the framework's refusal ends","role":"web","agent_id":"agent-a","hostname":"alpha","agents":3,
+  "steps":[{"code":"free","text":"free 1 of cpus on the agent"},{"code":"filter","text":"wait until the framework's refusal ends"}]},
  {"cost":40,"text":"raise the limit","role":"web","agent_id":"agent-b","hostname":"beta","agents":1,"steps":[]}]}`
 
 func TestExplanationsAreReadable(t *testing.T) {
@@ -85,7 +86,7 @@ func TestATaskThatFitsNowhereGetsTheSmallestChange(t *testing.T) {
 	out, _, err := m.mosaic(t, "explain", "task", "--cpus", "9", "--ports", "2", "--role", "web")
 	const want = `
 a task of cpus:9;ports:2 fits on 0 of 3 agents
-the smallest change: free 1 of cpus on the agent (agent alpha and 2 more)
+the smallest change: free 1 of cpus on the agent; and wait until the framework's refusal ends (agent alpha and 2 more)
 or: raise the limit (agent beta)
 `
 	if err != nil || out != want {

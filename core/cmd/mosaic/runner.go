@@ -259,7 +259,8 @@ func (r *runner) waiting(ctx context.Context) string {
 	}
 	ctx, cancel := context.WithTimeout(ctx, explainTimeout)
 	defer cancel()
-	q := operator.Question{Framework: r.client.FrameworkID().GetValue(), Role: r.role, Need: amountsText(r.total()), Examples: 1}
+	named, ports := r.portsToPublish()
+	q := operator.Question{Framework: r.client.FrameworkID().GetValue(), Role: r.role, Need: amountsText(r.total()) + named, Ports: ports, Examples: 1}
 	if why := whyWaiting(ctx, r.master, q); why != "" {
 		return text + ": " + why
 	}
@@ -267,6 +268,26 @@ func (r *runner) waiting(ctx context.Context) string {
 		return fmt.Sprintf("%s: %d offers held less", text, r.tooSmall)
 	}
 	return text + "; 'mosaic node ls' shows what is free"
+}
+
+// portsToPublish are the host ports that the task publishes: those it names, as a part of a need, and how many others.
+func (r *runner) portsToPublish() (named string, others int) {
+	mappings, err := r.published()
+	if err != nil {
+		return "", 0 // it was said when the flags were read
+	}
+	var ranges []resources.Range
+	for _, m := range mappings {
+		if m.HostPort == nil {
+			others++
+			continue
+		}
+		ranges = append(ranges, resources.Range{Begin: uint64(m.GetHostPort()), End: uint64(m.GetHostPort())})
+	}
+	if len(ranges) > 0 {
+		named = ";ports:" + resources.NewRanges(ranges...).String()
+	}
+	return named, others
 }
 
 func (r *runner) event(ctx context.Context, e *schedulerv1.Event) error {
