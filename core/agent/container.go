@@ -63,7 +63,7 @@ func (a *Agent) containerOf(e *executor) *containerv1.Container {
 	if c.GetContainerInfo().GetMesos().GetImage() != nil {
 		c.SandboxInContainer = a.cfg.SandboxDirectory
 	}
-	c.Environment = a.environment(e, c.SandboxInContainer)
+	c.Environment = a.environment(e, c)
 	for _, l := range labels.GetLabels() {
 		if c.Labels == nil {
 			c.Labels = make(map[string]string, len(labels.GetLabels()))
@@ -127,21 +127,9 @@ var inherited = []string{"PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ"}
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// environment is what the agent gives an executor, by the names and in the spelling of Mesos.
-func (a *Agent) environment(e *executor, sandbox string) map[string]string {
-	env := make(map[string]string, 20)
-	if a.cfg.ExecutorEnvironment != nil {
-		for k, v := range a.cfg.ExecutorEnvironment {
-			env[k] = v
-		}
-	} else {
-		env["PATH"] = defaultPath
-		for _, k := range inherited {
-			if v, ok := os.LookupEnv(k); ok && v != "" {
-				env[k] = v
-			}
-		}
-	}
+// environment is what the agent gives an executor in container c, by the names and in the spelling of Mesos.
+func (a *Agent) environment(e *executor, c *containerv1.Container) map[string]string {
+	env := a.ownEnvironment(c)
 	endpoint := net.JoinHostPort(a.cfg.IP, strconv.Itoa(a.cfg.Port))
 	grace := a.shutdownGrace(e)
 	if e.parent != nil {
@@ -156,7 +144,7 @@ func (a *Agent) environment(e *executor, sandbox string) map[string]string {
 	env["MESOS_SLAVE_PID"] = "slave(1)@" + endpoint
 	env["MESOS_AGENT_ENDPOINT"] = endpoint
 	env["MESOS_DIRECTORY"] = e.directory
-	env["MESOS_SANDBOX"] = sandbox
+	env["MESOS_SANDBOX"] = c.GetSandboxInContainer()
 	env["MESOS_HTTP_COMMAND_EXECUTOR"] = "0"
 	env["MESOS_EXECUTOR_SHUTDOWN_GRACE_PERIOD"] = mesosDuration(grace)
 	env["MESOS_CHECKPOINT"] = "0"

@@ -294,7 +294,7 @@ func (a *Agent) guestContainer(p containerPath, parent parentOf, r *agentv1.Call
 		c.SandboxInContainer = a.cfg.SandboxDirectory
 	}
 	if !session {
-		c.Environment = a.ownEnvironment()
+		c.Environment = a.ownEnvironment(c)
 		c.Environment["MESOS_SANDBOX"] = c.SandboxInContainer
 	}
 	return c
@@ -311,9 +311,10 @@ func terminalOf(c *containerv1.Container) {
 	c.TerminalColumns = tty.GetWindowSize().GetColumns()
 }
 
-// ownEnvironment is what a container gets of the agent's environment.
-func (a *Agent) ownEnvironment() map[string]string {
-	env := make(map[string]string)
+// ownEnvironment is what a container gets of the agent's environment. Where it has files of its own, paths and languages
+// of this machine mean nothing.
+func (a *Agent) ownEnvironment(c *containerv1.Container) map[string]string {
+	env := make(map[string]string, 20)
 	if a.cfg.ExecutorEnvironment != nil {
 		for k, v := range a.cfg.ExecutorEnvironment {
 			env[k] = v
@@ -321,6 +322,10 @@ func (a *Agent) ownEnvironment() map[string]string {
 		return env
 	}
 	env["PATH"] = defaultPath
+	info := c.GetContainerInfo()
+	if info.GetMesos().GetImage() != nil || info.GetDocker().GetImage() != "" {
+		return env
+	}
 	for _, k := range inherited {
 		if v, ok := os.LookupEnv(k); ok && v != "" {
 			env[k] = v

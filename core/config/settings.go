@@ -61,6 +61,9 @@ type Master struct {
 
 	// Whether frameworks and tasks may run as root; nil if not said.
 	RootSubmissions *bool `name:"root_submissions"`
+
+	// Folder with the programs of modules that the bundle does not hold.
+	ModuleDir string `name:"module_dir" form:"path"`
 }
 
 // Agent has the settings of the agent block. What is zero was not said.
@@ -97,6 +100,8 @@ type Agent struct {
 	Runtime string `name:"runtime" form:"path"`
 	// The multi-call binary with the bundle's modules.
 	Bundle string `name:"bundle" form:"path"`
+	// Folder with the programs of modules that the bundle does not hold.
+	ModuleDir string `name:"module_dir" form:"path"`
 	// The containers' supervisor.
 	Shim string `name:"shim" form:"path"`
 

@@ -117,7 +117,7 @@ func (c *Containerizer) debugRequest(ctx context.Context, ct, parent *container,
 	)}
 	r, err := c.request(ctx, as, &containerv1.Proposal{
 		Namespaces: namespaces, Environment: merged.GetEnvironment(), WorkingDirectory: merged.GetWorkingDirectory(),
-		Rlimits: merged.GetRlimits(), Capabilities: merged.GetCapabilities(), Seccomp: merged.GetSeccomp(),
+		Rlimits: merged.GetRlimits(), Capabilities: asUser(merged.GetCapabilities(), who), Seccomp: merged.GetSeccomp(),
 		NoNewPrivileges: merged.NoNewPrivileges, OomScoreAdj: merged.OomScoreAdj,
 	}, who)
 	if err != nil {
@@ -131,6 +131,17 @@ func (c *Containerizer) debugRequest(ctx context.Context, ct, parent *container,
 	r.Beside = c.rootHandle(ct)
 	r.RunDir = filepath.Join(c.runDir, shortName(ct.id))
 	return r, nil
+}
+
+// asUser are a container's capabilities for a command of who in it. What another user than root would lose with its first
+// program it does not have for finding that program either.
+func asUser(c *containerv1.Capabilities, who launcher.User) *containerv1.Capabilities {
+	if c == nil || who.UID == 0 {
+		return c
+	}
+	c = proto.CloneOf(c)
+	c.Effective, c.Permitted = c.GetAmbient(), c.GetAmbient()
+	return c
 }
 
 // namespaces are those of a process that are not the agent's, held open so that they cannot become others'.

@@ -191,6 +191,37 @@ exit 42`)
 	r.finish(t, c, "c1")
 }
 
+func TestRealDebugContainerOfAnotherUserHasNothingOfRoots(t *testing.T) {
+	caps := []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE"}
+	m := newMachine(t)
+	r := newRig(t, &fakeIsolator{m: m, name: "all", proposal: &containerv1.Proposal{
+		Capabilities: &containerv1.Capabilities{Bounding: caps, Effective: caps, Permitted: caps},
+	}})
+	c := r.start(t)
+	defer stopAgent(t, c)
+	parent := r.container("c1", `exec sleep 1000`)
+	parent.User = "root"
+	if _, err := c.Launch(launchertest.Context(t), parent); err != nil {
+		t.Fatalf("Launch: %v", err)
+	}
+	if code := debug(t, r, c, within(parent, "root", `grep -q 'CapEff:.*0000000000000003' /proc/self/status`)); code != 0 {
+		t.Errorf("root's capabilities: grep ended with %d, want its container's two", code)
+	}
+	program := filepath.Join(t.TempDir(), "roots")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	other := within(parent, "other", program)
+	other.User, other.Command.Shell = "65534", new(bool)
+	if _, err := c.Launch(launchertest.Context(t), other); err == nil {
+		t.Errorf("Launch of a program that only root may execute as another user worked, want it refused")
+	}
+	if err := c.Destroy(launchertest.Context(t), parent.Id, nil); err != nil {
+		t.Error(err)
+	}
+	r.finish(t, c, parent.Id)
+}
+
 func TestDebugContainerThatAsksForItsOwnIsRefused(t *testing.T) {
 	c, _ := startAgent(t, newMachine(t), t.TempDir())
 	defer stopAgent(t, c)

@@ -68,6 +68,7 @@ func startHost(t *testing.T, o Options, configs ...ModuleConfig) *Host {
 	t.Helper()
 	base := testOptions(t)
 	base.contracts, base.Containers, base.Metrics, base.CacheDir = o.contracts, o.Containers, o.Metrics, o.CacheDir
+	base.Bundle, base.ProgramDirs = o.Bundle, o.ProgramDirs
 	if o.Logger != nil {
 		base.Logger = o.Logger
 	}

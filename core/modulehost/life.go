@@ -87,6 +87,15 @@ func (m *module) bringUp(ctx context.Context) (_ *life, err error) {
 // startDescribed starts the process and has it say what it is.
 func (m *module) startDescribed(ctx context.Context) (_ *life, err error) {
 	l, err := m.start(ctx)
+	var missing *errNotInBundle
+	if errors.As(err, &missing) {
+		own, ok := m.ownProgram()
+		if !ok {
+			return nil, m.refuseMissing(missing)
+		}
+		m.program = own // the next life need not ask the bundle
+		l, err = m.start(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -116,17 +125,12 @@ func (m *module) startDescribed(ctx context.Context) (_ *life, err error) {
 }
 
 // start opens the executable, starts it, reads the handshake and connects.
+//
+// Errors: *errNotInBundle, after which the module's own program can be tried.
 func (m *module) start(ctx context.Context) (*life, error) {
-	path, args := m.cfg.Command, m.cfg.Args
-	if path == "" {
-		if m.host.opts.Bundle == "" {
-			return nil, m.refuse("command", "Module without a command", "This host has no bundle to take it from; say where its executable is.")
-		}
-		path, args = m.host.opts.Bundle, []string{m.cfg.Kind + "/" + m.cfg.Name}
-	}
-	exe, err := m.host.digests.open(path, m.cfg.Checksum)
+	exe, args, err := m.executable()
 	if err != nil {
-		return nil, m.refuseFile(err)
+		return nil, err
 	}
 	p := &process{
 		spawner: m.host.spawner, pump: m.pump, exe: exe, args: args, cred: m.cred, ended: make(chan struct{}),
@@ -197,10 +201,9 @@ func (m *module) handshake(ctx context.Context, p *process) (*life, error) {
 
 // handshakeError says why a process gave no handshake, by what the operator can see: its end and its last words.
 func (m *module) handshakeError(err error, p *process) error {
-	if m.cfg.Command == "" && p.end == "exit status 2" {
+	if p.exe.path == m.host.opts.Bundle && m.cfg.Command == "" && p.end == "exit status 2" {
 		if known := m.pump.usage(m.cfg.Kind); len(known) > 0 {
-			return m.refuse("command", "Not in the bundle", fmt.Sprintf("%s has no %s/%s; say where its executable is, or take one of %s.%s",
-				p.exe.path, m.cfg.Kind, m.cfg.Name, strings.Join(known, ", "), didYouMean(m.cfg.Name, known)))
+			return &errNotInBundle{bundle: p.exe.path, known: known}
 		}
 	}
 	words := m.pump.words()
@@ -399,6 +402,12 @@ func (m *module) configure(ctx context.Context, l *life) error {
 		return fmt.Errorf("Configure: %s", status.Convert(err).Message())
 	}
 	if len(r.GetErrors()) == 0 {
+		if err := checkFound(m.cfg.Kind, r.GetResources()); err != nil {
+			return fmt.Errorf("Configure: %w", err)
+		}
+		m.mu.Lock()
+		m.found, m.configured = r.GetResources(), true
+		m.mu.Unlock()
 		return nil
 	}
 	for i, e := range r.GetErrors() {

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	modulev1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/module/v1"
 )
 
@@ -55,7 +56,9 @@ type module struct {
 	log  *slog.Logger
 	pump *logPump
 	cred *syscall.Credential
-	owed atomic.Int64
+	// program is the file found for a module that the bundle does not hold; whoever starts the module alone uses it.
+	program string
+	owed    atomic.Int64
 
 	first     chan error        // gets the outcome of the first start
 	kicks     chan kick         // asks for a restart
@@ -66,19 +69,22 @@ type module struct {
 	approvers *approverCache // authorizers
 	prepares  progressTable  // isolators: deadlines that progress can move
 
-	mu        sync.Mutex // guards what follows
-	state     State
-	reason    string
-	since     time.Time
-	changed   chan struct{} // closed and replaced whenever life or state changes
-	life      *life         // nil unless it takes calls
-	pid       int           // of the running process, 0 without one
-	digest    string
-	desc      *modulev1.DescribeResponse // the last one known
-	service   string                     // contract chosen
-	restarts  int
-	health    *modulev1.Health
-	heartbeat time.Time
+	mu      sync.Mutex // guards what follows
+	state   State
+	reason  string
+	since   time.Time
+	changed chan struct{} // closed and replaced whenever life or state changes
+	life    *life         // nil unless it takes calls
+	pid     int           // of the running process, 0 without one
+	digest  string
+	desc    *modulev1.DescribeResponse // the last one known
+	service string                     // contract chosen
+	// What the module found of the machine's resources, in any life; configured says that it was asked.
+	found      []*mesosv1.Resource
+	configured bool
+	restarts   int
+	health     *modulev1.Health
+	heartbeat  time.Time
 }
 
 // kick asks the run loop to end the present life and begin another.

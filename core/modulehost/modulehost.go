@@ -45,7 +45,8 @@ type ModuleConfig struct {
 	Kind string
 	// Required. In lower_snake_case.
 	Name string
-	// Optional. Absolute path of the executable; empty takes the module from the bundle.
+	// Optional. Absolute path of the executable; empty takes the module from the bundle, or if that does not hold it, its
+	// own program (Options.ProgramDirs).
 	Command string
 	// Optional. Arguments of Command.
 	Args []string
@@ -88,6 +89,9 @@ type Options struct {
 	Version string
 	// Optional. Path of the multi-call binary with the modules of the bundle. Absolute.
 	Bundle string
+	// Optional. Folders in which a module that the bundle does not hold has a program of its own, looked at in this order.
+	// The program is called mosaic-KIND-NAME with hyphens, as in mosaic-isolator-nvidia-gpu. Absolute.
+	ProgramDirs []string
 	// Optional. Folder for the modules' sockets, made if missing; at most 60 bytes, for the path of a socket is
 	// bounded by the kernel. It belongs to this host alone. Empty makes a temporary one.
 	RunDir string

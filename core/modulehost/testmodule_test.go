@@ -38,6 +38,7 @@ import (
 	modulev1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/module/v1"
 	resourceestimatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/resourceestimator/v1"
 	secretresolverv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/secretresolver/v1"
+	"github.com/mosaic-cluster/mosaic/sdk/resources"
 )
 
 // The test executable is every module of the tests: started with the cookie of the handshake it behaves as its first
@@ -268,7 +269,11 @@ func (m *testModule) Configure(_ context.Context, r *modulev1.ConfigureRequest) 
 			Path: "limit[0].soft", Message: "got 13, want a lucky number", Suggestion: "7",
 		}}}, nil
 	}
-	return &modulev1.ConfigureResponse{}, nil
+	answer := &modulev1.ConfigureResponse{}
+	if text, ok := strings.CutPrefix(m.how, "finds "); ok {
+		answer.Resources = resources.MustParse(text).Resources()
+	}
+	return answer, nil
 }
 
 func (m *testModule) Watch(_ *modulev1.WatchRequest, s grpc.ServerStreamingServer[modulev1.WatchEvent]) error {

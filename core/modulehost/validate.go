@@ -104,20 +104,14 @@ func Validate(opts Options, configs []ModuleConfig) hcl.Diagnostics {
 	diags := h.checkConfigs(configs)
 	for i := range configs {
 		m := &module{host: h, cfg: configs[i]}
-		path := m.cfg.Command
-		if path == "" {
-			path = opts.Bundle
-		}
-		if _, ok := h.contracts[m.cfg.Kind]; !ok || path == "" {
+		if _, ok := h.contracts[m.cfg.Kind]; !ok || m.cfg.Command == "" && opts.Bundle == "" && len(opts.ProgramDirs) == 0 {
 			continue
 		}
-		exe, err := h.digests.open(path, m.cfg.Checksum)
+		d, err := m.known()
 		if err != nil {
-			diags = append(diags, diagnosticsOf(m.refuseFile(err))...)
+			diags = append(diags, diagnosticsOf(err)...)
 			continue
 		}
-		exe.file.Close()
-		d := h.cache.get(m.cfg.Kind, m.cfg.Name, exe.digest)
 		if d == nil {
 			diags = append(diags, &hcl.Diagnostic{
 				Severity: hcl.DiagWarning, Summary: m.cfg.id() + ": Configuration not checked",
@@ -133,6 +127,28 @@ func Validate(opts Options, configs []ModuleConfig) hcl.Diagnostics {
 		diags = append(diags, more...)
 	}
 	return diags
+}
+
+// known gives what the executable that would be run said of itself at an earlier time; nil if it never did.
+//
+// Errors: a *CompositionError for a file that cannot be run.
+func (m *module) known() (*modulev1.DescribeResponse, error) {
+	for {
+		exe, _, err := m.executable()
+		if err != nil {
+			return nil, err
+		}
+		exe.file.Close()
+		d := m.host.cache.get(m.cfg.Kind, m.cfg.Name, exe.digest)
+		if d != nil || m.cfg.Command != "" || exe.path != m.host.opts.Bundle {
+			return d, nil
+		}
+		own, ok := m.ownProgram()
+		if !ok {
+			return nil, nil
+		}
+		m.program = own // the bundle does not know it
+	}
 }
 
 // Describe starts one module, asks what it is, stops it, and keeps the answer for Validate.

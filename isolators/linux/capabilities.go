@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/mosaic-cluster/mosaic/sdk/module"
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
@@ -47,11 +49,51 @@ func without(list, bound []string) string {
 	return ""
 }
 
+// everything stands for all capabilities in image_capabilities.
+const everything = "ALL"
+
+// imageCapabilities are those that the usual runtimes of images leave to root: what an entrypoint needs that installs
+// files, changes owners and steps down to another user.
+var imageCapabilities = []string{
+	"CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD", "CAP_NET_BIND_SERVICE",
+	"CAP_NET_RAW", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_CHROOT",
+}
+
+// ofImages are the most that a container with a root filesystem of its own has without asking; nil is no bound. What
+// the operator or the machine does not have for anybody is not among those that nobody named.
+func ofImages(cfg *Config) []string {
+	switch {
+	case slices.Contains(cfg.Image, everything):
+		return cfg.Bounding
+	case cfg.Image != nil:
+		return cfg.Image
+	}
+	return slices.DeleteFunc(slices.Clone(imageCapabilities), func(c string) bool {
+		return cfg.Bounding != nil && !slices.Contains(cfg.Bounding, c) || !held(c)
+	})
+}
+
+// held says whether any process that the agent starts may have a capability.
+func held(name string) bool {
+	number := mesosv1.CapabilityInfo_Capability_value[strings.TrimPrefix(name, "CAP_")] - int32(mesosv1.CapabilityInfo_CHOWN)
+	has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(number), 0, 0, 0)
+	return err == nil && has == 1
+}
+
+// rootUser says whether a container's user is root by what it is called. One that an image calls otherwise is given
+// less than it could have, never more.
+func rootUser(name string) bool {
+	name, _, _ = strings.Cut(name, ":")
+	return name == "" || name == "root" || name == "0"
+}
+
 // capabilities are the sets of a container: the task's, else the operator's. Nil leaves them as they are.
 //
 // As in Mesos effective capabilities are given in all sets, so that a program keeps them whoever runs it, and bound it
-// where no other bound is set. Outside the bound a launch fails.
-func capabilities(cfg *Config, asked *mesosv1.LinuxInfo) (*containerv1.Capabilities, error) {
+// where no other bound is set. Outside the bound a launch fails. A container with a root filesystem of its own is
+// bounded in any case, and what is in the bound is root's there and nobody else's.
+func capabilities(cfg *Config, c *containerv1.Container) (*containerv1.Capabilities, error) {
+	asked, image := c.GetContainerInfo().GetLinuxInfo(), c.GetRootfs() != ""
 	old := asked.GetCapabilityInfo() // frameworks of before Mesos 1.4 still send it
 	if asked.GetEffectiveCapabilities() != nil && old != nil {
 		return nil, module.InvalidArgument("got effective_capabilities and the older capability_info, want one of them")
@@ -83,9 +125,17 @@ func capabilities(cfg *Config, asked *mesosv1.LinuxInfo) (*containerv1.Capabilit
 		}
 	}
 	switch {
-	case bounding == nil && cfg.Bounding != nil:
+	case bounding != nil:
+	case image && (effective == nil || cfg.Bounding != nil):
+		bounding = slices.Clone(ofImages(cfg))
+		for _, c := range effective { // asked for by name, and within the operator's bound
+			if bounding != nil && !slices.Contains(bounding, c) {
+				bounding = append(bounding, c)
+			}
+		}
+	case cfg.Bounding != nil:
 		bounding = cfg.Bounding
-	case bounding == nil && effective != nil:
+	case effective != nil:
 		bounding = effective
 	}
 	if bounding == nil {
@@ -93,6 +143,13 @@ func capabilities(cfg *Config, asked *mesosv1.LinuxInfo) (*containerv1.Capabilit
 	}
 	if over := without(effective, bounding); over != "" {
 		return nil, module.InvalidArgument("effective_capabilities: got %s, want it among bounding_capabilities", over)
+	}
+	if image && effective == nil {
+		sets := &containerv1.Capabilities{Bounding: bounding}
+		if rootUser(c.GetUser()) {
+			sets.Effective, sets.Permitted = bounding, bounding
+		}
+		return sets, nil
 	}
 	return &containerv1.Capabilities{
 		Bounding: bounding, Effective: effective, Permitted: effective, Inheritable: effective, Ambient: effective,

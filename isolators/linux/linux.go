@@ -1,8 +1,8 @@
 // Package linux is the isolator for what Linux lets a process do at all: its capabilities, a seccomp filter for its
 // system calls, no_new_privileges, and paths hidden from it.
 //
-// It promises Mesos's rules on capabilities, and filters compiled once for each profile and set of capabilities. It
-// proposes only, and keeps no state but those filters.
+// It promises Mesos's rules on capabilities, a bound of them for containers with a root filesystem of their own, and
+// filters compiled once for each profile and set of capabilities. It proposes only, and keeps no state but those filters.
 package linux
 
 import (
@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"strings"
 
 	"github.com/mosaic-cluster/mosaic/sdk/module"
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
@@ -20,6 +21,7 @@ import (
 type Config struct {
 	Effective       []string `hcl:"effective_capabilities,optional" doc:"Capabilities of containers that ask for none, such as NET_RAW; unset leaves what the user has."`
 	Bounding        []string `hcl:"bounding_capabilities,optional" doc:"The most capabilities that any container may get; unset is no bound."`
+	Image           []string `hcl:"image_capabilities,optional" doc:"The most that containers with a root filesystem of their own have without asking; unset are the 14 that runtimes of images give, [\"ALL\"] is no bound."`
 	SeccompProfiles string   `hcl:"seccomp_profiles,optional" doc:"Folder with seccomp profiles in Docker's format, by the names that tasks use."`
 	SeccompDefault  string   `hcl:"seccomp_default,optional" doc:"Profile of containers that ask for none; \"default\" is built in, unset is no filter."`
 	NoNewPrivileges bool     `hcl:"no_new_privileges,optional" doc:"No program in a container gives more privileges than its user has, not even sudo."`
@@ -34,7 +36,8 @@ type Isolator struct {
 	filters *filters
 }
 
-// New returns the module with its defaults: as Mesos, it changes nothing that nobody asks for.
+// New returns the module with its defaults: it bounds containers that have a root filesystem of their own, and else, as
+// Mesos, changes nothing that nobody asks for.
 func New() *Isolator {
 	i := &Isolator{filters: newFilters()}
 	i.config = module.NewConfig(Config{}, i.validate)
@@ -52,8 +55,14 @@ func (i *Isolator) Info() module.Info {
 
 func (i *Isolator) validate(c *Config) error {
 	var errs []error
-	for name, list := range map[string]*[]string{"effective_capabilities": &c.Effective, "bounding_capabilities": &c.Bounding} {
+	for name, list := range map[string]*[]string{
+		"effective_capabilities": &c.Effective, "bounding_capabilities": &c.Bounding, "image_capabilities": &c.Image,
+	} {
 		for n, text := range *list {
+			if list == &c.Image && strings.EqualFold(text, everything) && len(*list) == 1 {
+				(*list)[n] = everything
+				continue
+			}
 			canonical, err := capability(text)
 			if err != nil {
 				errs = append(errs, module.Wrong(fmt.Sprintf("%s[%d]", name, n), "%v", err))
@@ -65,6 +74,9 @@ func (i *Isolator) validate(c *Config) error {
 	if len(errs) == 0 && c.Bounding != nil {
 		if over := without(c.Effective, c.Bounding); over != "" {
 			errs = append(errs, module.Wrong("effective_capabilities", "got %s, want it among bounding_capabilities", over))
+		}
+		if over := without(c.Image, c.Bounding); over != "" && over != everything {
+			errs = append(errs, module.Wrong("image_capabilities", "got %s, want it among bounding_capabilities", over))
 		}
 	}
 	for name, list := range map[string][]string{"masked_paths": c.MaskedPaths, "readonly_paths": c.ReadonlyPaths} {
@@ -97,7 +109,7 @@ func (i *Isolator) Prepare(_ context.Context, r *isolatorv1.PrepareRequest) (*is
 	asked := r.GetContainer().GetContainerInfo().GetLinuxInfo()
 	p := &containerv1.Proposal{MaskedPaths: cfg.MaskedPaths, ReadonlyPaths: cfg.ReadonlyPaths}
 	var err error
-	if p.Capabilities, err = capabilities(cfg, asked); err != nil {
+	if p.Capabilities, err = capabilities(cfg, r.GetContainer()); err != nil {
 		return nil, err
 	}
 

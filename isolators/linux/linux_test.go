@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -72,6 +73,64 @@ func TestCapabilitiesFollowMesos(t *testing.T) {
 			got := ""
 			if s := p.GetCapabilities(); s != nil {
 				got = strings.Join(s.GetEffective(), " ") + " | " + strings.Join(s.GetBounding(), " ")
+			}
+			if got != test.want {
+				t.Errorf("Prepare proposed %q, want %q", got, test.want)
+			}
+		})
+	}
+}
+
+func TestContainersOfImagesAreBoundedWithoutAsking(t *testing.T) {
+	const fourteen = "AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID SETPCAP SETUID SYS_CHROOT"
+	const refused = "refused"
+	for _, test := range []struct {
+		name, config, user  string
+		effective, bounding *mesosv1.CapabilityInfo
+		want                string // bounding | effective and permitted | inheritable and ambient
+	}{
+		{"root", `{}`, "root", nil, nil, fourteen + " | " + fourteen + " | "},
+		{"root by number", `{}`, "0", nil, nil, fourteen + " | " + fourteen + " | "},
+		{"nobody named", `{}`, "", nil, nil, fourteen + " | " + fourteen + " | "},
+		{"another user", `{}`, "nobody", nil, nil, fourteen + " |  | "},
+		{"another user by number", `{}`, "10", nil, nil, fourteen + " |  | "},
+		{"the operator's own set", `{"image_capabilities":["chown"]}`, "root", nil, nil, "CHOWN | CHOWN | "},
+		{"none", `{"image_capabilities":[]}`, "root", nil, nil, " |  | "},
+		{"all", `{"image_capabilities":["all"]}`, "root", nil, nil, "unbounded"},
+		{"all that the operator allows", `{"image_capabilities":["ALL"],"bounding_capabilities":["SYS_ADMIN","CHOWN"]}`, "root", nil, nil, "SYS_ADMIN CHOWN | SYS_ADMIN CHOWN | "},
+		{"within the operator's bound", `{"bounding_capabilities":["SYS_ADMIN","CHOWN"]}`, "root", nil, nil, "CHOWN | CHOWN | "},
+		{"a task asks for more", `{}`, "root", caps("SYS_ADMIN"), nil, "SYS_ADMIN | SYS_ADMIN | SYS_ADMIN"},
+		{"a task is bounded to more", `{}`, "root", nil, caps("SYS_ADMIN", "CHOWN"), "SYS_ADMIN CHOWN | SYS_ADMIN CHOWN | "},
+		{"another user's task is", `{}`, "nobody", nil, caps("SYS_ADMIN"), "SYS_ADMIN |  | "},
+		{"a task asks for none", `{}`, "root", caps(), nil, " |  | "},
+		{"a task asks for one more within the operator's bound", `{"bounding_capabilities":["CHOWN","SYS_ADMIN","SYS_TIME"]}`, "root", caps("SYS_ADMIN"), nil, "CHOWN SYS_ADMIN | SYS_ADMIN | SYS_ADMIN"},
+		{"a task asks beyond it", `{"bounding_capabilities":["CHOWN"]}`, "root", caps("SYS_ADMIN"), nil, refused},
+		{"a task is bounded beyond it", `{"bounding_capabilities":["CHOWN"]}`, "root", nil, caps("SYS_ADMIN"), refused},
+		{"the operator's default for all containers", `{"effective_capabilities":["SYS_TIME"]}`, "root", nil, nil, "SYS_TIME | SYS_TIME | SYS_TIME"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := moduletest.Start(t, linux.New(), test.config)
+			r, err := c.Isolator.Prepare(t.Context(), &isolatorv1.PrepareRequest{OperationId: "op", Container: &containerv1.Container{
+				Id: "c", Rootfs: "/images/c", User: test.user, ContainerInfo: &mesosv1.ContainerInfo{
+					Type: mesosv1.ContainerInfo_MESOS.Enum(), LinuxInfo: &mesosv1.LinuxInfo{EffectiveCapabilities: test.effective, BoundingCapabilities: test.bounding},
+				},
+			}})
+			if test.want == refused {
+				if status.Code(err) != codes.InvalidArgument {
+					t.Errorf("Prepare = %v, %v; want InvalidArgument", r, err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatalf("Prepare: %v", err)
+			}
+			got := "unbounded"
+			if s := r.GetProposal().GetCapabilities(); s != nil {
+				if !slices.Equal(s.GetEffective(), s.GetPermitted()) || !slices.Equal(s.GetInheritable(), s.GetAmbient()) {
+					t.Errorf("Prepare proposed %v, want effective as permitted, and inheritable as ambient", s)
+				}
+				got = strings.Join(s.GetBounding(), " ") + " | " + strings.Join(s.GetEffective(), " ") + " | " + strings.Join(s.GetAmbient(), " ")
+				got = strings.ReplaceAll(got, "CAP_", "")
 			}
 			if got != test.want {
 				t.Errorf("Prepare proposed %q, want %q", got, test.want)
@@ -202,6 +261,8 @@ func TestWrongConfigurationIsToldByAttribute(t *testing.T) {
 		`{"effective_capabilities":["NET_RAW","SUPERUSER"]}`:                           "effective_capabilities[1]",
 		`{"bounding_capabilities":["UNKNOWN"]}`:                                        "bounding_capabilities[0]",
 		`{"effective_capabilities":["NET_RAW"],"bounding_capabilities":["CHOWN"]}`:     "effective_capabilities",
+		`{"image_capabilities":["CHOWN","all"]}`:                                       "image_capabilities[1]",
+		`{"image_capabilities":["SYS_ADMIN"],"bounding_capabilities":["CHOWN"]}`:       "image_capabilities",
 		`{"masked_paths":["proc/kcore"]}`:                                              "masked_paths[0]",
 		`{"readonly_paths":["/proc/../etc"]}`:                                          "readonly_paths[0]",
 		`{"seccomp_default":"strict"}`:                                                 "seccomp_default",

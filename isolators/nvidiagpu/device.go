@@ -78,15 +78,24 @@ func Resources(l Library) (string, error) {
 }
 
 func amounts(list []Device) string {
-	n := map[string]int{}
+	var text []string
+	for _, r := range resourcesOf(list) {
+		text = append(text, fmt.Sprintf("%s:%v", r.GetName(), r.GetScalar().GetValue()))
+	}
+	return strings.Join(text, ";")
+}
+
+// resourcesOf sums devices up by the resource that each is one unit of; whole GPUs are always among them.
+func resourcesOf(list []Device) []*mesosv1.Resource {
+	n := map[string]float64{gpus: 0}
 	for _, d := range list {
 		n[d.Resource()]++
 	}
-	var text []string
+	var sums []*mesosv1.Resource
 	for _, name := range slices.Sorted(maps.Keys(n)) {
-		text = append(text, fmt.Sprintf("%s:%d", name, n[name]))
+		sums = append(sums, &mesosv1.Resource{Name: new(name), Type: mesosv1.Value_SCALAR.Enum(), Scalar: &mesosv1.Value_Scalar{Value: new(n[name])}})
 	}
-	return strings.Join(text, ";")
+	return sums
 }
 
 // most is how many devices of one kind a container may ask for; no machine has as many.

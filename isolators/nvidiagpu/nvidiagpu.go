@@ -4,8 +4,8 @@
 //
 // It promises that no GPU and no part of one is given twice: not after a crash either, since what a container has is
 // kept by the agent, and comes back before anything new is given. It only proposes; the agent makes nodes and mounts.
-// How many GPUs are offered is the agent's to say, by its resources. It runs in a process of its own, because a driver
-// that fails takes the process that loaded it along.
+// It tells the agent how many there are to offer. It runs in a process of its own, because a driver that fails takes the
+// process that loaded it along.
 package nvidiagpu
 
 import (
@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/mosaic-cluster/mosaic/sdk/module"
+	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 	isolatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/isolator/v1"
 	modulev1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/module/v1"
@@ -112,7 +113,7 @@ func (i *Isolator) Info() module.Info {
 		Kind: "isolator", Name: "nvidia_gpu", Version: "1.0.0", Doc: "NVIDIA GPUs and parts of them, one container each",
 		Powers: []string{"cgroup", "devices", "environment", "mounts"}, Calls: []string{"update"}, After: []string{"cgroups", "devices"},
 		Nesting: true, Standalone: true, MinState: stateVersion, MaxState: stateVersion,
-		Config: i.config, Events: i.events, Configured: i.configured,
+		Config: i.config, Events: i.events, Configured: i.configured, Resources: i.resources,
 	}
 }
 
@@ -128,6 +129,13 @@ func (i *Isolator) configured(_ context.Context, node *modulev1.NodeFacts) error
 	clear(i.broken)
 	i.mu.Unlock()
 	return i.discover(cfg)
+}
+
+// resources are what the agent can offer: all that may be given, also of those that are just broken.
+func (i *Isolator) resources() []*mesosv1.Resource {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return resourcesOf(i.pool)
 }
 
 // discover lists the GPUs and says how the module is. Its error is a mistake of the configuration.

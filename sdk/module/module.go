@@ -20,6 +20,7 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	authenticatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/authenticator/v1"
 	authorizerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/authorizer/v1"
 	containerloggerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/containerlogger/v1"
@@ -65,6 +66,9 @@ type Info struct {
 	// Configured, if not nil, is called after each configuration that was taken. An error refuses it after all, and
 	// the one before holds again.
 	Configured func(ctx context.Context, node *modulev1.NodeFacts) error
+	// Resources, if not nil, says after each configuration what resources of the machine the module found, such as
+	// gpus: 2. Isolators only.
+	Resources func() []*mesosv1.Resource
 	// Events, if not nil, are what Watch sends.
 	Events *Events
 	// Host, if not nil, is filled with a way to ask the host.
@@ -174,17 +178,20 @@ func (c *control) Configure(ctx context.Context, r *modulev1.ConfigureRequest) (
 		return &modulev1.ConfigureResponse{}, nil
 	}
 	undo := take()
-	if c.info.Configured == nil {
-		return &modulev1.ConfigureResponse{}, nil
-	}
-	if err := c.info.Configured(ctx, r.GetNode()); err != nil {
-		undo()
-		if _, ok := status.FromError(err); ok {
-			return nil, err
+	if c.info.Configured != nil {
+		if err := c.info.Configured(ctx, r.GetNode()); err != nil {
+			undo()
+			if _, ok := status.FromError(err); ok {
+				return nil, err
+			}
+			return &modulev1.ConfigureResponse{Errors: attributeErrors(err)}, nil
 		}
-		return &modulev1.ConfigureResponse{Errors: attributeErrors(err)}, nil
 	}
-	return &modulev1.ConfigureResponse{}, nil
+	answer := &modulev1.ConfigureResponse{}
+	if c.info.Resources != nil {
+		answer.Resources = c.info.Resources()
+	}
+	return answer, nil
 }
 
 func (c *control) Watch(r *modulev1.WatchRequest, s grpc.ServerStreamingServer[modulev1.WatchEvent]) error {

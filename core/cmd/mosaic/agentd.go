@@ -173,8 +173,12 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 	if err != nil {
 		return err
 	}
+	programs, err := programDirs(set.ModuleDir)
+	if err != nil {
+		return err
+	}
 	host, err := modulehost.Start(ctx, modulehost.Options{
-		Version: version, Bundle: bundle, RunDir: filepath.Join(run, "m"), LogDir: filepath.Join(workDir, "logs", "modules"),
+		Version: version, Bundle: bundle, ProgramDirs: programs, RunDir: filepath.Join(run, "m"), LogDir: filepath.Join(workDir, "logs", "modules"),
 		CacheDir: schemaCacheDir(), Cgroup: moduleCgroup(o, workDir), Node: node, Containers: ctzr, Logger: log, Metrics: metrics,
 	}, ofKinds(c, agentKinds()))
 	if err != nil {
@@ -182,6 +186,10 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 	}
 	defer closing(&err, func() error { return withTimeout(ctx, host.Close) })
 	resolver.host = host
+	offered, err := withFound(o.resources, host.Found())
+	if err != nil {
+		return compositionError(err, c)
+	}
 	var isolators []containerizer.Isolator
 	for _, i := range host.Isolators() {
 		isolators = append(isolators, i)
@@ -225,7 +233,7 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 	}
 	a, err := agent.New(agent.Config{
 		WorkDir: workDir, Masters: strings.Split(o.master, ","), Hostname: name, IP: ipv4(name), Port: port,
-		Resources: o.resources, Attributes: o.attributes, CgroupRoot: o.cgroupRoot, KeepUser: !switchUser(set),
+		Resources: offered, Attributes: o.attributes, CgroupRoot: o.cgroupRoot, KeepUser: !switchUser(set),
 		DefaultRole: set.DefaultRole, ReconfigurationPolicy: set.ReconfigurationPolicy, ExecutorEnvironment: set.ExecutorEnvironment,
 		SandboxDirectory: set.SandboxDirectory, ExecutorRegistrationTimeout: set.ExecutorRegistrationTimeout,
 		ExecutorReregistrationTimeout: set.ExecutorReregistrationTimeout, ExecutorShutdownGracePeriod: set.ExecutorShutdownGracePeriod,

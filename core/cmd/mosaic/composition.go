@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -111,13 +112,17 @@ func compositionError(err error, c *config.Config) error {
 }
 
 // diagnose checks a configuration as far as that is possible without starting it. It runs no vendor's code: only the
-// bundle's own modules are asked for their schemas, if those are not known yet.
+// modules that come with this program are asked for their schemas, if those are not known yet.
 func diagnose(ctx context.Context, c *config.Config) (config.Diagnostics, error) {
 	bundle, err := beside("mosaic-modules")
 	if err != nil {
 		return nil, err
 	}
-	opts := modulehost.Options{Version: version, Bundle: bundle, CacheDir: schemaCacheDir()}
+	programs, err := programDirs(cmp.Or(c.Agent.ModuleDir, c.Master.ModuleDir))
+	if err != nil {
+		return nil, err
+	}
+	ours := modulehost.Options{Version: version, Bundle: bundle, ProgramDirs: programs[:1], CacheDir: schemaCacheDir()}
 	modules := moduleConfigs(c)
 	for _, m := range modules {
 		if m.Command != "" {
@@ -125,11 +130,13 @@ func diagnose(ctx context.Context, c *config.Config) (config.Diagnostics, error)
 		}
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		// A module that is not in the bundle fails here and is told by Validate with its place.
-		_, _ = modulehost.Describe(ctx, describeOptions(opts), m)
+		_, _ = modulehost.Describe(ctx, describeOptions(ours), m)
 		cancel()
 	}
+	all := ours
+	all.ProgramDirs = programs
 	var diags hcl.Diagnostics
-	diags = append(diags, modulehost.Validate(opts, modules)...)
+	diags = append(diags, modulehost.Validate(all, modules)...)
 	return config.Merge(refuseUnused(c), config.FromHCL(diags, c.Files)), nil
 }
 

@@ -61,12 +61,16 @@ func masterModules(ctx context.Context, c *config.Config, workDir string, log *s
 	if err != nil {
 		return nil, err
 	}
+	programs, err := programDirs(c.Master.ModuleDir)
+	if err != nil {
+		return nil, err
+	}
 	node, err := nodeFacts(workDir, "mosaic-master")
 	if err != nil {
 		return nil, err
 	}
 	host, err := modulehost.Start(ctx, modulehost.Options{
-		Version: version, Bundle: bundle, RunDir: filepath.Join(runDir(workDir), "m"), LogDir: filepath.Join(workDir, "logs", "modules"),
+		Version: version, Bundle: bundle, ProgramDirs: programs, RunDir: filepath.Join(runDir(workDir), "m"), LogDir: filepath.Join(workDir, "logs", "modules"),
 		CacheDir: schemaCacheDir(), Node: node, Logger: log, Metrics: metrics,
 	}, modules)
 	if err != nil {

@@ -60,7 +60,7 @@ func newModuleDescribe() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "describe BINARY [ARGUMENT...]", Short: "Show what a module is and wants", Args: cobra.MinimumNArgs(1),
 		Long: `Starts a module, asks what it is, and stops it. BINARY is a path, or KIND/NAME for a module of the
-bundle. The answer is kept by the binary's digest, so that 'mosaic config validate' can check
+bundle or one with a program beside it. The answer is kept by the binary's digest, so that 'mosaic config validate' can check
 the module's configuration without running it.`,
 		Example: "  mosaic module describe isolator/cgroups\n  mosaic module describe /opt/acme/mosaic-isolator-acme-numa -o json",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -95,6 +95,10 @@ func describe(ctx context.Context, binary string, args []string) (*modulev1.Desc
 	if err != nil {
 		return nil, err
 	}
+	programs, err := programDirs("")
+	if err != nil {
+		return nil, err
+	}
 	m := modulehost.ModuleConfig{}
 	if kind, name, ok := strings.Cut(binary, "/"); ok && !strings.HasPrefix(binary, ".") && !strings.HasPrefix(binary, "/") && !strings.Contains(name, "/") {
 		m.Kind, m.Name = kind, name
@@ -104,7 +108,7 @@ func describe(ctx context.Context, binary string, args []string) (*modulev1.Desc
 		}
 		m.Args = args
 	}
-	return modulehost.Describe(ctx, describeOptions(modulehost.Options{Version: version, Bundle: bundle, CacheDir: schemaCacheDir()}), m)
+	return modulehost.Describe(ctx, describeOptions(modulehost.Options{Version: version, Bundle: bundle, ProgramDirs: programs, CacheDir: schemaCacheDir()}), m)
 }
 
 func printDescription(cmd *cobra.Command, d *modulev1.DescribeResponse) {

@@ -149,18 +149,43 @@ func makeRunDir(dir string) error {
 	return nil
 }
 
-// beside is the path of a program that lies next to this one.
-func beside(name string) (string, error) {
-	self, err := os.Executable()
+// self is the path of this program.
+func self() (string, error) {
+	path, err := os.Executable()
+	if err == nil {
+		path, err = filepath.EvalSymlinks(path)
+	}
 	if err != nil {
 		return "", fmt.Errorf("find this program: %w", err)
 	}
-	if self, err = filepath.EvalSymlinks(self); err != nil {
-		return "", fmt.Errorf("find this program: %w", err)
+	return path, nil
+}
+
+// beside is the path of a program that lies next to this one.
+func beside(name string) (string, error) {
+	self, err := self()
+	if err != nil {
+		return "", err
 	}
 	path := filepath.Join(filepath.Dir(self), name)
 	if _, err := os.Stat(path); err != nil {
 		return "", fmt.Errorf("%s must lie beside %s: %w", name, filepath.Base(self), err)
 	}
 	return path, nil
+}
+
+// moduleDir is where packages of modules put their programs, unless the operator names another folder.
+const moduleDir = "/usr/lib/mosaic/modules"
+
+// programDirs are where a module has its program that the bundle does not hold: beside this program, and in the
+// operator's folder.
+func programDirs(folder string) ([]string, error) {
+	self, err := self()
+	if err != nil {
+		return nil, err
+	}
+	if folder == "" {
+		folder = moduleDir
+	}
+	return []string{filepath.Dir(self), folder}, nil
 }

@@ -181,6 +181,7 @@ func (s *source) assemble(config []byte, names []string) (*image, error) {
 	img := &image{key: hex.EncodeToString(sum[:]), config: &containerv1.ImageConfig{
 		Entrypoint: c.Config.Entrypoint, Cmd: c.Config.Cmd, Environment: c.Config.Env,
 		WorkingDirectory: c.Config.WorkingDir, User: c.Config.User, Labels: c.Config.Labels,
+		StopSignal: c.Config.StopSignal,
 	}}
 	for n, name := range names {
 		img.layers = append(img.layers, layer{

@@ -319,6 +319,7 @@ func readConfig(b []byte) (*containerv1.ImageConfig, []digest.Digest, error) {
 	return &containerv1.ImageConfig{
 		Entrypoint: c.Config.Entrypoint, Cmd: c.Config.Cmd, Environment: c.Config.Env,
 		WorkingDirectory: c.Config.WorkingDir, User: c.Config.User, Labels: c.Config.Labels,
+		StopSignal: c.Config.StopSignal,
 	}, c.RootFS.DiffIDs, nil
 }
 

@@ -514,8 +514,11 @@ type ImageConfig struct {
 	WorkingDirectory string                 `protobuf:"bytes,4,opt,name=working_directory,json=workingDirectory,proto3" json:"working_directory,omitempty"`
 	User             string                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
 	Labels           map[string]string      `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Optional. Signal that asks the container to end, as SIGQUIT or 3; empty means SIGTERM. Read for containers that were
+	// asked for as ones of type DOCKER.
+	StopSignal    string `protobuf:"bytes,7,opt,name=stop_signal,json=stopSignal,proto3" json:"stop_signal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ImageConfig) Reset() {
@@ -588,6 +591,13 @@ func (x *ImageConfig) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *ImageConfig) GetStopSignal() string {
+	if x != nil {
+		return x.StopSignal
+	}
+	return ""
 }
 
 // What one isolator wants set. Every field is one of its powers (module.proto). Unset means no opinion.
@@ -1965,7 +1975,7 @@ const file_mosaic_container_v1_container_proto_rawDesc = "" +
 	"\aStreams\x12\t\n" +
 	"\x05FILES\x10\x00\x12\f\n" +
 	"\bATTACHED\x10\x01\x12\f\n" +
-	"\bTERMINAL\x10\x02\"\xa3\x02\n" +
+	"\bTERMINAL\x10\x02\"\xc4\x02\n" +
 	"\vImageConfig\x12\x1e\n" +
 	"\n" +
 	"entrypoint\x18\x01 \x03(\tR\n" +
@@ -1974,7 +1984,9 @@ const file_mosaic_container_v1_container_proto_rawDesc = "" +
 	"\venvironment\x18\x03 \x03(\tR\venvironment\x12+\n" +
 	"\x11working_directory\x18\x04 \x01(\tR\x10workingDirectory\x12\x12\n" +
 	"\x04user\x18\x05 \x01(\tR\x04user\x12D\n" +
-	"\x06labels\x18\x06 \x03(\v2,.mosaic.container.v1.ImageConfig.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x06 \x03(\v2,.mosaic.container.v1.ImageConfig.LabelsEntryR\x06labels\x12\x1f\n" +
+	"\vstop_signal\x18\a \x01(\tR\n" +
+	"stopSignal\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb2\b\n" +

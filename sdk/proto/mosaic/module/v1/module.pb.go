@@ -728,7 +728,13 @@ func (x *ConfigureRequest) GetDryRun() bool {
 type ConfigureResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty when the configuration is taken.
-	Errors        []*AttributeError `protobuf:"bytes,1,rep,name=errors,proto3" json:"errors,omitempty"`
+	Errors []*AttributeError `protobuf:"bytes,1,rep,name=errors,proto3" json:"errors,omitempty"`
+	// Optional. Isolators: resources of this machine that the module found and guards, as scalars without a role, such as
+	// gpus: 2; 0 says that it guards such, and found none. The agent offers those that its operator gave no amount of, and
+	// does not start where the operator gave more.
+	// Not cpus, mem, disk and ports, which the agent finds itself. The answer to a later Configure changes nothing until the
+	// agent starts again.
+	Resources     []*v1.Resource `protobuf:"bytes,2,rep,name=resources,proto3" json:"resources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -766,6 +772,13 @@ func (*ConfigureResponse) Descriptor() ([]byte, []int) {
 func (x *ConfigureResponse) GetErrors() []*AttributeError {
 	if x != nil {
 		return x.Errors
+	}
+	return nil
+}
+
+func (x *ConfigureResponse) GetResources() []*v1.Resource {
+	if x != nil {
+		return x.Resources
 	}
 	return nil
 }
@@ -2072,9 +2085,10 @@ const file_mosaic_module_v1_module_proto_rawDesc = "" +
 	"\vconfig_json\x18\x01 \x01(\tR\n" +
 	"configJson\x12/\n" +
 	"\x04node\x18\x02 \x01(\v2\x1b.mosaic.module.v1.NodeFactsR\x04node\x12\x17\n" +
-	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"M\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"\x7f\n" +
 	"\x11ConfigureResponse\x128\n" +
-	"\x06errors\x18\x01 \x03(\v2 .mosaic.module.v1.AttributeErrorR\x06errors\"^\n" +
+	"\x06errors\x18\x01 \x03(\v2 .mosaic.module.v1.AttributeErrorR\x06errors\x120\n" +
+	"\tresources\x18\x02 \x03(\v2\x12.mesos.v1.ResourceR\tresources\"^\n" +
 	"\x0eAttributeError\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x1e\n" +
@@ -2234,8 +2248,8 @@ var file_mosaic_module_v1_module_proto_goTypes = []any{
 	(*Metrics_Sample)(nil),        // 27: mosaic.module.v1.Metrics.Sample
 	nil,                           // 28: mosaic.module.v1.Metrics.Sample.LabelsEntry
 	nil,                           // 29: mosaic.module.v1.ContainerFact.CgroupsEntry
-	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
-	(*v1.Resource)(nil),           // 31: mesos.v1.Resource
+	(*v1.Resource)(nil),           // 30: mesos.v1.Resource
+	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
 }
 var file_mosaic_module_v1_module_proto_depIdxs = []int32{
 	4,  // 0: mosaic.module.v1.DescribeResponse.schema:type_name -> mosaic.module.v1.Schema
@@ -2245,38 +2259,39 @@ var file_mosaic_module_v1_module_proto_depIdxs = []int32{
 	4,  // 4: mosaic.module.v1.Block.body:type_name -> mosaic.module.v1.Schema
 	10, // 5: mosaic.module.v1.ConfigureRequest.node:type_name -> mosaic.module.v1.NodeFacts
 	9,  // 6: mosaic.module.v1.ConfigureResponse.errors:type_name -> mosaic.module.v1.AttributeError
-	26, // 7: mosaic.module.v1.NodeFacts.cgroup_roots:type_name -> mosaic.module.v1.NodeFacts.CgroupRootsEntry
-	30, // 8: mosaic.module.v1.WatchEvent.time:type_name -> google.protobuf.Timestamp
-	13, // 9: mosaic.module.v1.WatchEvent.heartbeat:type_name -> mosaic.module.v1.Heartbeat
-	14, // 10: mosaic.module.v1.WatchEvent.limitation:type_name -> mosaic.module.v1.Limitation
-	15, // 11: mosaic.module.v1.WatchEvent.health:type_name -> mosaic.module.v1.Health
-	16, // 12: mosaic.module.v1.WatchEvent.metrics:type_name -> mosaic.module.v1.Metrics
-	17, // 13: mosaic.module.v1.WatchEvent.progress:type_name -> mosaic.module.v1.Progress
-	18, // 14: mosaic.module.v1.WatchEvent.revision:type_name -> mosaic.module.v1.Revision
-	31, // 15: mosaic.module.v1.Limitation.resources:type_name -> mesos.v1.Resource
-	1,  // 16: mosaic.module.v1.Health.state:type_name -> mosaic.module.v1.Health.State
-	30, // 17: mosaic.module.v1.Health.since:type_name -> google.protobuf.Timestamp
-	27, // 18: mosaic.module.v1.Metrics.samples:type_name -> mosaic.module.v1.Metrics.Sample
-	20, // 19: mosaic.module.v1.Question.containers:type_name -> mosaic.module.v1.ContainersQuestion
-	22, // 20: mosaic.module.v1.Reply.containers:type_name -> mosaic.module.v1.ContainersReply
-	23, // 21: mosaic.module.v1.ContainersReply.containers:type_name -> mosaic.module.v1.ContainerFact
-	29, // 22: mosaic.module.v1.ContainerFact.cgroups:type_name -> mosaic.module.v1.ContainerFact.CgroupsEntry
-	28, // 23: mosaic.module.v1.Metrics.Sample.labels:type_name -> mosaic.module.v1.Metrics.Sample.LabelsEntry
-	2,  // 24: mosaic.module.v1.Module.Describe:input_type -> mosaic.module.v1.DescribeRequest
-	7,  // 25: mosaic.module.v1.Module.Configure:input_type -> mosaic.module.v1.ConfigureRequest
-	11, // 26: mosaic.module.v1.Module.Watch:input_type -> mosaic.module.v1.WatchRequest
-	21, // 27: mosaic.module.v1.Module.Ask:input_type -> mosaic.module.v1.Reply
-	24, // 28: mosaic.module.v1.Module.Drain:input_type -> mosaic.module.v1.DrainRequest
-	3,  // 29: mosaic.module.v1.Module.Describe:output_type -> mosaic.module.v1.DescribeResponse
-	8,  // 30: mosaic.module.v1.Module.Configure:output_type -> mosaic.module.v1.ConfigureResponse
-	12, // 31: mosaic.module.v1.Module.Watch:output_type -> mosaic.module.v1.WatchEvent
-	19, // 32: mosaic.module.v1.Module.Ask:output_type -> mosaic.module.v1.Question
-	25, // 33: mosaic.module.v1.Module.Drain:output_type -> mosaic.module.v1.DrainResponse
-	29, // [29:34] is the sub-list for method output_type
-	24, // [24:29] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	30, // 7: mosaic.module.v1.ConfigureResponse.resources:type_name -> mesos.v1.Resource
+	26, // 8: mosaic.module.v1.NodeFacts.cgroup_roots:type_name -> mosaic.module.v1.NodeFacts.CgroupRootsEntry
+	31, // 9: mosaic.module.v1.WatchEvent.time:type_name -> google.protobuf.Timestamp
+	13, // 10: mosaic.module.v1.WatchEvent.heartbeat:type_name -> mosaic.module.v1.Heartbeat
+	14, // 11: mosaic.module.v1.WatchEvent.limitation:type_name -> mosaic.module.v1.Limitation
+	15, // 12: mosaic.module.v1.WatchEvent.health:type_name -> mosaic.module.v1.Health
+	16, // 13: mosaic.module.v1.WatchEvent.metrics:type_name -> mosaic.module.v1.Metrics
+	17, // 14: mosaic.module.v1.WatchEvent.progress:type_name -> mosaic.module.v1.Progress
+	18, // 15: mosaic.module.v1.WatchEvent.revision:type_name -> mosaic.module.v1.Revision
+	30, // 16: mosaic.module.v1.Limitation.resources:type_name -> mesos.v1.Resource
+	1,  // 17: mosaic.module.v1.Health.state:type_name -> mosaic.module.v1.Health.State
+	31, // 18: mosaic.module.v1.Health.since:type_name -> google.protobuf.Timestamp
+	27, // 19: mosaic.module.v1.Metrics.samples:type_name -> mosaic.module.v1.Metrics.Sample
+	20, // 20: mosaic.module.v1.Question.containers:type_name -> mosaic.module.v1.ContainersQuestion
+	22, // 21: mosaic.module.v1.Reply.containers:type_name -> mosaic.module.v1.ContainersReply
+	23, // 22: mosaic.module.v1.ContainersReply.containers:type_name -> mosaic.module.v1.ContainerFact
+	29, // 23: mosaic.module.v1.ContainerFact.cgroups:type_name -> mosaic.module.v1.ContainerFact.CgroupsEntry
+	28, // 24: mosaic.module.v1.Metrics.Sample.labels:type_name -> mosaic.module.v1.Metrics.Sample.LabelsEntry
+	2,  // 25: mosaic.module.v1.Module.Describe:input_type -> mosaic.module.v1.DescribeRequest
+	7,  // 26: mosaic.module.v1.Module.Configure:input_type -> mosaic.module.v1.ConfigureRequest
+	11, // 27: mosaic.module.v1.Module.Watch:input_type -> mosaic.module.v1.WatchRequest
+	21, // 28: mosaic.module.v1.Module.Ask:input_type -> mosaic.module.v1.Reply
+	24, // 29: mosaic.module.v1.Module.Drain:input_type -> mosaic.module.v1.DrainRequest
+	3,  // 30: mosaic.module.v1.Module.Describe:output_type -> mosaic.module.v1.DescribeResponse
+	8,  // 31: mosaic.module.v1.Module.Configure:output_type -> mosaic.module.v1.ConfigureResponse
+	12, // 32: mosaic.module.v1.Module.Watch:output_type -> mosaic.module.v1.WatchEvent
+	19, // 33: mosaic.module.v1.Module.Ask:output_type -> mosaic.module.v1.Question
+	25, // 34: mosaic.module.v1.Module.Drain:output_type -> mosaic.module.v1.DrainResponse
+	30, // [30:35] is the sub-list for method output_type
+	25, // [25:30] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_mosaic_module_v1_module_proto_init() }
