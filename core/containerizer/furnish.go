@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -150,6 +151,9 @@ func addOwnMounts(spec *containerv1.Container, parent *container, merged *contai
 	if spec.GetRootfs() == "" {
 		return nil
 	}
+	if err := hidesSandbox(spec, merged.Merged.GetMounts()); err != nil {
+		return err
+	}
 	m := merger{spec: merged}
 	own := []*containerv1.Mount{{
 		Destination: spec.GetSandboxInContainer(), Source: spec.GetSandbox(), Type: "bind", Options: []string{"rbind", "rw"},
@@ -179,6 +183,22 @@ func addOwnMounts(spec *containerv1.Container, parent *container, merged *contai
 			m.spec.Merged.Mounts = append([]*containerv1.Mount{mount}, m.spec.Merged.Mounts...)
 		} else {
 			m.spec.Merged.Mounts = append(m.spec.Merged.Mounts, mount)
+		}
+	}
+	return nil
+}
+
+// hidesSandbox refuses a read-only mount above the place of the sandbox, which could not be made below it. Above one that
+// can be written the launcher makes the place, as Docker does.
+func hidesSandbox(spec *containerv1.Container, mounts []*containerv1.Mount) error {
+	for _, m := range mounts {
+		rest, below := strings.CutPrefix(spec.GetSandboxInContainer(), strings.TrimSuffix(m.GetDestination(), "/")+"/")
+		if !below || !slices.Contains(m.GetOptions(), "ro") {
+			continue
+		}
+		if _, err := os.Lstat(filepath.Join(m.GetSource(), rest)); err != nil {
+			return fmt.Errorf("a read-only volume at %s leaves no place for the sandbox, which is at %s: mount it elsewhere, or have the agent's sandbox_directory changed",
+				m.GetDestination(), spec.GetSandboxInContainer())
 		}
 	}
 	return nil

@@ -99,3 +99,31 @@ func TestPersistentVolumesAreMountedIntoAnImage(t *testing.T) {
 		t.Errorf("a place that an isolator took: %v, want an error that names it", err)
 	}
 }
+
+func TestAReadOnlyVolumeAboveTheSandboxIsRefused(t *testing.T) {
+	source := t.TempDir()
+	launch := func(destination, option string) error {
+		spec := &containerv1.Container{Sandbox: "/host/sandbox", SandboxInContainer: "/mnt/mesos/sandbox", Rootfs: "/r"}
+		mount := &containerv1.Mount{Source: source, Destination: destination, Type: "bind", Options: []string{"rbind", option}}
+		return addOwnMounts(spec, nil, &containerv1.Spec{
+			Merged: &containerv1.Proposal{Mounts: []*containerv1.Mount{mount}},
+			Owners: map[string]string{"mounts." + destination: "volumes", "namespaces.NETWORK": "n"},
+		})
+	}
+	for destination, option := range map[string]string{"/mnt": "rw", "/mnt/mesos-data": "ro", "/data": "ro"} {
+		if err := launch(destination, option); err != nil {
+			t.Errorf("a volume at %s, %s: %v", destination, option, err)
+		}
+	}
+	for _, destination := range []string{"/mnt", "/mnt/mesos"} {
+		if err := launch(destination, "ro"); err == nil || !strings.Contains(err.Error(), "read-only volume at "+destination) {
+			t.Errorf("a read-only volume at %s: %v, want it refused", destination, err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(source, "mesos/sandbox"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := launch("/mnt", "ro"); err != nil {
+		t.Errorf("a read-only volume that has the place: %v", err)
+	}
+}
