@@ -31,6 +31,17 @@ debian() {
   rm -f "$log"
 }
 
+# unpacked PACKAGE PROGRAM: puts one program of a Debian package into .tools/bin, for packages that would start a daemon.
+unpacked() {
+  [ -x "$tools/$2" ] && return
+  command -v apt-get >/dev/null || { echo "missing program: $2 of Debian's $1" >&2; return 1; }
+  echo "unpacking $2 of $1"
+  local at; at=$(mktemp -d)
+  { (cd "$at" && apt-get update -q && apt-get download -q "$1" && dpkg -x ./*.deb .) >"$at/log" 2>&1 && install "$at/usr/bin/$2" "$tools/$2"; } ||
+    { tail -n 20 "$at/log" >&2; rm -rf "$at"; return 1; }
+  rm -rf "$at"
+}
+
 case ${1:-} in
 runc)
   # With libseccomp runc can apply seccomp profiles; without it everything else still works.
@@ -66,12 +77,14 @@ test)
   # Python and its gRPC for the example module in a second language; busybox for root filesystems.
   # Rules and tools of networks for the containers that have one of their own.
   debian python3 python3-grpcio python3-protobuf busybox-static nftables iptables iproute2 iputils-ping curl || echo "note: tests that need them are listed as skipped" >&2
+  # Images that others make, and the registry that most people run.
+  { debian skopeo umoci buildah apache2-utils && unpacked docker-registry docker-registry; } || echo "note: tests that need them are listed as skipped" >&2
   goinstall gotestsum gotest.tools/gotestsum@v1.13.0
   ;;
 long)
   "$0" test
   # An emulator, and what a guest is made of. Its kernel is unpacked into .tools, never installed.
-  debian qemu-system-x86 cpio busybox-static
+  debian qemu-system-x86 cpio busybox-static e2fsprogs xfsprogs
   "$root/tools/vm/kernel.sh" >/dev/null
   ;;
 *)

@@ -99,16 +99,16 @@ func TestEnvironmentPrecedence(t *testing.T) {
 func TestMergeKeepsOrderAndOwners(t *testing.T) {
 	n := uint64(5)
 	spec, err := merge([]answer{
-		{"a", &containerv1.Proposal{
+		{module: "a", proposal: &containerv1.Proposal{
 			Mounts: []*containerv1.Mount{{Destination: "/a"}}, MaskedPaths: []string{"/proc/kcore"},
 			Cgroup: &containerv1.CgroupResources{CpuShares: &n, DeviceRules: []*containerv1.DeviceRule{{Type: "a"}}, Files: map[string]string{"x": "1"}},
-		}, ""},
-		{"none", nil, ""},
-		{"b", &containerv1.Proposal{
+		}},
+		{module: "none"},
+		{module: "b", proposal: &containerv1.Proposal{
 			Mounts: []*containerv1.Mount{{Destination: "/a/b"}}, MaskedPaths: []string{"/proc/kcore", "/proc/keys"},
 			Cgroup:          &containerv1.CgroupResources{CpusetCpus: "0-1", DeviceRules: []*containerv1.DeviceRule{{Type: "c"}}, Files: map[string]string{"y": "1"}},
 			NoNewPrivileges: new(false), Arguments: []string{"x"},
-		}, ""},
+		}},
 	})
 	if err != nil {
 		t.Fatalf("merge: %v", err)
@@ -147,7 +147,7 @@ func TestEveryFieldSetTwiceIsAConflict(t *testing.T) {
 		"hostname":              {Hostname: "x"},
 		"windows_job":           {WindowsJob: &containerv1.WindowsJob{}},
 	} {
-		_, err := merge([]answer{{"a", p, ""}, {"b", p, "agent.hcl:7"}})
+		_, err := merge([]answer{{module: "a", proposal: p}, {module: "b", proposal: p, where: "agent.hcl:7"}})
 		if want := "isolator(a) and isolator(b) (agent.hcl:7) both set " + field + ": drop one of them, or withhold the power with `allow`"; err == nil || err.Error() != want {
 			t.Errorf("merge: got %v, want %s", err, want)
 		}

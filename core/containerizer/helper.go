@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
@@ -20,17 +21,22 @@ import (
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 )
 
-// Helpers are processes that a module wants to run as long as a container does. They belong neither to the module nor to
-// the container: each has a shim and a cgroup of its own, so that it outlives the agent and is charged to nobody's task.
+// Helpers are processes that a module wants to run as long as a container does: daemons that serve a file system of an
+// isolator's, readers of a container logger's pipes. They belong neither to the module nor to the container: each has a
+// shim and a cgroup of its own, so that it outlives module and agent, and the task's limits do not strike it.
 //
-// One that ends is started again, if it is to be, as long as the container lives; one that ends well has seen the end of
-// what it reads. When the container ended, its helpers may finish reading; then they end.
+// Those of isolators run before the container is made, which may mount what they serve. An isolator that must know that
+// its own is ready waits for that in Isolate. Those of the logger run before the command does.
+//
+// One that ends is started again, if it is to be, as long as the container lives; else the container fails with it. Only
+// the reader of a pipe may end well before that, when it has seen the end of what it reads. When the container ended,
+// readers may finish reading, and all others are asked to end; then they are killed. What modules clean up comes after.
 //
 // What is needed to find them again is in files of the run directory, RunDir/h/<container>/<number>: it is lost with the
 // machine, as they are.
 
 const (
-	// helperPatience is how long a helper may go on reading when its container is gone.
+	// helperPatience is how long a helper may take to end when its container is gone.
 	helperPatience = 5 * time.Second
 	// helperSettled is how long a helper must have run for its next start to be at once.
 	helperSettled = time.Minute
@@ -46,6 +52,7 @@ type logging struct {
 // helperRecord is what a helper is started and found again by.
 type helperRecord struct {
 	Container   string            `json:"container"`
+	Module      string            `json:"module"` // as errors name it
 	Name        string            `json:"name"`
 	Argv        []string          `json:"argv"`
 	Environment map[string]string `json:"environment,omitempty"`
@@ -72,11 +79,27 @@ func (c *Containerizer) helperDir(id string) string {
 	return filepath.Join(c.cfg.RunDir, "h", shortName(id))
 }
 
-func (c *Containerizer) newHelper(id string, n int, s *containerv1.Helper) *helper {
-	return &helper{
-		c: c, n: n, dir: c.helperDir(id), over: make(chan struct{}),
-		rec: helperRecord{Container: id, Name: s.GetName(), Argv: s.GetArgv(), Environment: s.GetEnvironment(), Restart: s.GetRestart()},
+// newHelpers are those that a module asks for, numbered from first.
+func (c *Containerizer) newHelpers(id, module string, first int, asked []*containerv1.Helper) []*helper {
+	var list []*helper
+	for n, s := range asked {
+		list = append(list, &helper{
+			c: c, n: first + n, dir: c.helperDir(id), over: make(chan struct{}),
+			rec: helperRecord{
+				Container: id, Module: module, Name: s.GetName(), Argv: s.GetArgv(), Environment: s.GetEnvironment(), Restart: s.GetRestart(),
+			},
+		})
 	}
+	return list
+}
+
+// helpersOf are those that isolators ask for.
+func (c *Containerizer) helpersOf(id string, answers []answer) []*helper {
+	var list []*helper
+	for _, a := range answers {
+		list = append(list, c.newHelpers(id, "isolator("+a.module+")", len(list), a.helpers)...)
+	}
+	return list
 }
 
 func (h *helper) file(suffix string) string { return filepath.Join(h.dir, strconv.Itoa(h.n)+suffix) }
@@ -89,17 +112,17 @@ func (h *helper) container() *containerv1.Container {
 	return &containerv1.Container{Id: name, Cgroup: path.Join(h.c.cfg.CgroupRoot, name)}
 }
 
-// startHelpers starts the helpers of a container that is created.
+// startHelpers starts helpers of a container that is being launched.
 func (c *Containerizer) startHelpers(ctx context.Context, ct *container, list []*helper) error {
 	if len(list) == 0 {
 		return nil
 	}
 	c.logging.mu.Lock()
-	c.logging.helpers[ct.id] = list
+	c.logging.helpers[ct.id] = append(c.logging.helpers[ct.id], list...)
 	c.logging.mu.Unlock()
 	for _, h := range list {
 		if err := h.start(ctx); err != nil {
-			return fmt.Errorf("helper %s of container_logger: %w", h.rec.Name, err)
+			return fmt.Errorf("%s: helper %s: %w", h.rec.Module, h.rec.Name, err)
 		}
 		h.done = make(chan struct{})
 		c.wg.Go(h.keep)
@@ -204,7 +227,7 @@ func (h *helper) keep() {
 				return
 			}
 			why = errors.Join(fmt.Errorf("it ended with wait status %#x", code), err, h.destroy(c.life))
-			if known && code == 0 && h.current() == nil {
+			if known && code == 0 && h.rec.Stdin != "" && h.current() == nil {
 				return // it read to the end
 			}
 		}
@@ -268,7 +291,7 @@ func (h *helper) failContainer(why error) {
 	defer cancel()
 	err := c.Destroy(ctx, h.rec.Container, &containerv1.Termination{
 		State:   mesosv1.TaskState_TASK_FAILED.String(),
-		Message: fmt.Sprintf("helper %s of container_logger: %v", h.rec.Name, why),
+		Message: fmt.Sprintf("%s: helper %s: %v", h.rec.Module, h.rec.Name, why),
 	})
 	if err != nil && !errors.Is(err, ErrNotFound) && c.life.Err() == nil {
 		c.log.Warn("destroy a container whose helper is gone", "container", h.rec.Container, "error", err)
@@ -369,6 +392,12 @@ func (c *Containerizer) endHelpers(ctx context.Context, id string) error {
 		if !h.isOver() {
 			close(h.over)
 		}
+		if handle := h.current(); handle != nil && h.rec.Stdin == "" {
+			// Whether it heard that, and what it makes of it, is seen by waiting for its end.
+			_ = handle.Signal(ctx, syscall.SIGTERM)
+		}
+	}
+	for _, h := range list {
 		if h.done != nil && patient {
 			select {
 			case <-h.done:

@@ -33,6 +33,7 @@ func (c *composition) forContainer(spec *containerv1.Container) []Isolator {
 func (c *Containerizer) prepare(ctx context.Context, ct *container, list []Isolator) ([]answer, error) {
 	order := c.isolators()
 	proposals := make([]*containerv1.Proposal, len(list))
+	helpers := make([][]*containerv1.Helper, len(list))
 	stateful := make([]bool, len(list))
 	index := map[string]int{}
 	for n, i := range list {
@@ -49,10 +50,7 @@ func (c *Containerizer) prepare(ctx context.Context, ct *container, list []Isola
 		if err != nil {
 			return c.unlessOptional(ct, i, err)
 		}
-		if len(a.GetHelpers()) > 0 {
-			return fmt.Errorf("isolator(%s): asks for helper processes, which this agent cannot run", i.Name())
-		}
-		proposals[n] = a.GetProposal()
+		proposals[n], helpers[n] = a.GetProposal(), a.GetHelpers()
 		if len(a.GetState()) > 0 || a.GetStateVersion() != 0 {
 			stateful[n] = true
 			ct.setState(i.Name(), func(m *containerv1.ModuleState) { m.State, m.StateVersion = a.GetState(), a.GetStateVersion() })
@@ -69,7 +67,7 @@ func (c *Containerizer) prepare(ctx context.Context, ct *container, list []Isola
 	}
 	answers := make([]answer, len(list))
 	for n, i := range list {
-		answers[n] = answer{module: i.Name(), proposal: proposals[n], where: whereIs(i)}
+		answers[n] = answer{module: i.Name(), proposal: proposals[n], where: whereIs(i), helpers: helpers[n]}
 	}
 	return answers, nil
 }

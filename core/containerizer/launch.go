@@ -61,7 +61,7 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 		return 0, err
 	}
 	if ct.docker != nil {
-		own, err := ct.docker.answer(ct.spec)
+		own, err := ct.docker.answer(ct.spec, c.cfg.Init)
 		if err != nil {
 			return 0, err
 		}
@@ -94,6 +94,11 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 	if err := addOwnMounts(ct.spec, parent, spec); err != nil {
 		return 0, err
 	}
+	if ct.docker != nil {
+		if err := c.giveNames(ct, spec); err != nil {
+			return 0, err
+		}
+	}
 	if err := ct.showImages(spec); err != nil {
 		return 0, err
 	}
@@ -122,12 +127,16 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 		defer sandbox.Close()
 		request.Stdout, request.Stderr = logsOf(sandbox)
 	}
-	helpers, err := c.direct(ctx, ct, request)
+	served := c.helpersOf(ct.id, answers)
+	helpers, err := c.direct(ctx, ct, request, len(served))
 	if err != nil {
 		return 0, err
 	}
 	chosen, err := c.choose(request)
 	if err != nil {
+		return 0, err
+	}
+	if err := c.startHelpers(ctx, ct, served); err != nil {
 		return 0, err
 	}
 	handle, err := create(ctx, chosen, request)
@@ -179,6 +188,9 @@ func (c *Containerizer) admit(ctx context.Context, want *containerv1.Container) 
 	}
 	ct := newContainer(want)
 	ct.docker = docker
+	if docker != nil && len(docker.unheeded) > 0 {
+		c.log.Info("parameters of a container mean nothing here", "container", ct.id, "parameters", docker.unheeded)
+	}
 	ct.bootID, ct.resumed = c.cfg.BootID, true
 	ct.reason = isolatorv1.CleanupRequest_LAUNCH_FAILED
 	ctx, ct.cancel = context.WithCancelCause(ctx)

@@ -33,11 +33,12 @@ func (c *Containerizer) UseLogger(l ContainerLogger) {
 }
 
 // direct asks the container logger where the output of a container goes and says so in r, which has the files of the
-// sandbox by now. It returns the helpers to start when the container is created, before its command runs.
+// sandbox by now. It returns the helpers to start when the container is created, before its command runs, numbered from
+// first.
 //
 // A logger that cannot be asked costs a warning and means those files. One that refuses what the container itself asked
 // for fails the launch.
-func (c *Containerizer) direct(ctx context.Context, ct *container, r *launcher.Request) ([]*helper, error) {
+func (c *Containerizer) direct(ctx context.Context, ct *container, r *launcher.Request, first int) ([]*helper, error) {
 	c.logging.mu.Lock()
 	logger := c.logging.logger
 	c.logging.mu.Unlock()
@@ -54,10 +55,7 @@ func (c *Containerizer) direct(ctx context.Context, ct *container, r *launcher.R
 		c.log.Warn("container logs to plain files", "container", ct.id, "error", err)
 		return nil, nil
 	}
-	var helpers []*helper
-	for n, s := range answer.GetHelpers() {
-		helpers = append(helpers, c.newHelper(ct.id, n, s))
-	}
+	helpers := c.newHelpers(ct.id, "container_logger", first, answer.GetHelpers())
 	stdout, stderr := r.Stdout, r.Stderr
 	if r.Stdout, r.StdoutRotation, err = c.sink(ct.spec, answer.GetStdout(), stdout, helpers); err != nil {
 		return nil, fmt.Errorf("container_logger: stdout: %w", err)

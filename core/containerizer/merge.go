@@ -17,6 +17,7 @@ type answer struct {
 	module   string
 	proposal *containerv1.Proposal
 	where    string // its place in the composition, "" if that is not known
+	helpers  []*containerv1.Helper
 }
 
 // merge joins proposals in the order given and says who set what.

@@ -194,7 +194,7 @@ func TestRealHelperThatIsNotToBeStartedAgainTakesItsContainerAlong(t *testing.T)
 		t.Fatal(err)
 	}
 	end := r.finish(t, c, "c1")
-	if end.GetState() != "TASK_FAILED" || !strings.Contains(end.GetMessage(), "helper copy of container_logger: it ended with wait status 0x9") {
+	if end.GetState() != "TASK_FAILED" || !strings.Contains(end.GetMessage(), "container_logger: helper copy: it ended with wait status 0x9") {
 		t.Errorf("end: got %v, want it to name the helper", end)
 	}
 	r.nothingOfHelpers(t)
@@ -247,7 +247,7 @@ func TestRealLaunchWhoseLoggerFailsOrRefuses(t *testing.T) {
 		"want a file in the sandbox itself": func(ct *containerv1.Container) (*containerloggerv1.PrepareResponse, error) {
 			return &containerloggerv1.PrepareResponse{Stdout: toPath(ct.GetSandbox()+"/a/b", 0, 0)}, nil
 		},
-		"helper broken of container_logger": func(*containerv1.Container) (*containerloggerv1.PrepareResponse, error) {
+		"container_logger: helper broken": func(*containerv1.Container) (*containerloggerv1.PrepareResponse, error) {
 			return &containerloggerv1.PrepareResponse{Stderr: toHelper("broken"), Helpers: []*containerv1.Helper{{Name: "broken", Argv: []string{"/no/such"}}}}, nil
 		},
 	} {

@@ -146,7 +146,7 @@ func TestReadOnlySandboxPathIsMountedFromAPlaceOfTheAgents(t *testing.T) {
 	launch(t, c, root, a)
 	mounts := m.process(a.Id).request.Proposal.GetMounts()
 	if len(mounts) != 1 || mounts[0].GetDestination() != filepath.Join(a.Sandbox, "here") || !slices.Contains(mounts[0].GetOptions(), "ro") ||
-		!strings.HasPrefix(mounts[0].GetSource(), filepath.Join(dir, "m")) {
+		!strings.HasPrefix(mounts[0].GetSource(), filepath.Join(dir, "v")) {
 		t.Fatalf("mounts = %v, want one, read-only, from below %s", mounts, dir)
 	}
 	// What the parent does to the path afterwards changes nothing.
@@ -174,7 +174,7 @@ func TestReadOnlySandboxPathIsMountedFromAPlaceOfTheAgents(t *testing.T) {
 		t.Errorf("file of the volume after the agent was started anew: %v", err)
 	}
 	m.exit(a.Id, 0)
-	waitFor(t, "the mount is gone", func() bool { _, err := os.Lstat(filepath.Join(dir, "m", shortName(a.Id))); return os.IsNotExist(err) })
+	waitFor(t, "the mount is gone", func() bool { _, err := os.Lstat(filepath.Join(dir, "v", shortName(a.Id))); return os.IsNotExist(err) })
 	if _, err := os.Stat(filepath.Join(root.Sandbox, "moved", "file")); err != nil {
 		t.Errorf("file of the volume after the container's end: %v", err)
 	}

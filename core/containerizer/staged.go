@@ -12,11 +12,11 @@ import (
 
 // Folders that a container is to see, and whose paths others could bend until the launcher mounts them, are mounted
 // beforehand at a place that is the agent's alone: a folder of another container's sandbox, in which that container
-// may put links as it likes, and what only another mount namespace shows. The places are below RunDir/m, one folder
-// for each container; they go with the container.
+// may put links as it likes, and what only another mount namespace shows. The places are below RunDir/v, one folder
+// for each container; they go with the container. No other folder of RunDir is touched: in RunDir/m are modules' sockets.
 
 func (c *Containerizer) stagedDir(id string) string {
-	return filepath.Join(c.cfg.RunDir, "m", shortName(id))
+	return filepath.Join(c.cfg.RunDir, "v", shortName(id))
 }
 
 // stage mounts tree, a descriptor of open_tree(2), for a container and returns where. A tree is a folder or one file.
@@ -73,7 +73,7 @@ func unstageAll(dir string) error {
 
 // unstageStrangers takes away what was staged for containers that are not there any more.
 func (c *Containerizer) unstageStrangers() {
-	root := filepath.Join(c.cfg.RunDir, "m")
+	root := filepath.Join(c.cfg.RunDir, "v")
 	dirs, err := os.ReadDir(root)
 	if err != nil {
 		return // none was ever made

@@ -36,8 +36,8 @@ func needBridge(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(bin, "cni", "bridge")); err != nil {
 		t.Skip("needs the plugins of the built-in network: " + err.Error())
 	}
-	if _, err := exec.LookPath("iptables-save"); err != nil {
-		t.Skip("needs iptables: " + err.Error())
+	if _, err := exec.LookPath("nft"); err != nil {
+		t.Skip("needs nft: " + err.Error())
 	}
 }
 
@@ -171,11 +171,7 @@ func traces(t *testing.T, container, ip string, interfaces []string) []string {
 			found = append(found, "lease "+lease)
 		}
 	}
-	rules, err := exec.CommandContext(t.Context(), "iptables-save").Output()
-	if err != nil {
-		t.Fatalf("iptables-save: %v", err)
-	}
-	for line := range strings.Lines(string(rules)) {
+	for line := range strings.Lines(ruleset(t)) {
 		if strings.Contains(line, container) {
 			found = append(found, "rule "+strings.TrimSpace(line))
 		}
@@ -186,6 +182,16 @@ func traces(t *testing.T, container, ip string, interfaces []string) []string {
 		}
 	}
 	return found
+}
+
+// ruleset is all that the machine does with packets, as nft lists it; those of iptables are among them.
+func ruleset(t *testing.T) string {
+	t.Helper()
+	list, err := exec.CommandContext(t.Context(), "nft", "list", "ruleset").Output()
+	if err != nil {
+		t.Fatalf("nft list ruleset: %v", err)
+	}
+	return string(list)
 }
 
 // hostEnds are the interfaces of the machine that belong to a container that runs.
@@ -234,7 +240,11 @@ func TestNetworksOfContainersOutliveTheAgentAndEndWithThem(t *testing.T) {
 		ends[id] = hostEnds(t, containers[id])
 		// What is looked for in the end is there now, or its absence would show nothing.
 		seen := strings.Join(traces(t, containers[id], ips[id], ends[id]), "\n")
-		for _, want := range []string{"record ", "mount ", "lease ", "rule ", "interface "} {
+		wanted := []string{"record ", "mount ", "lease ", "interface "}
+		if id == "first" {
+			wanted = append(wanted, "rule ") // of the port that it publishes
+		}
+		for _, want := range wanted {
 			if !strings.Contains("\n"+seen, "\n"+want) {
 				t.Errorf("task %s runs and has no %s on this machine:\n%s", id, want, seen)
 			}
@@ -265,14 +275,19 @@ func TestNetworksOfContainersOutliveTheAgentAndEndWithThem(t *testing.T) {
 	}
 	check("before")
 
-	// Half a request is sent, and the other half when another agent is there.
-	conn, err := net.Dial("tcp", net.JoinHostPort(ips["first"], "80"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if _, err := io.WriteString(conn, "GET / HTTP/1.0\r\n"); err != nil {
-		t.Fatal(err)
+	// Half a request is sent, to the container and to the port that it publishes, and the other half when another agent
+	// is there.
+	var open []net.Conn
+	for _, at := range []string{net.JoinHostPort(ips["first"], "80"), fmt.Sprintf("127.0.0.1:%d", port)} {
+		conn, err := net.Dial("tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, "GET / HTTP/1.0\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, conn)
 	}
 	if err := c.KillAgent(); err != nil {
 		t.Fatal(err)
@@ -286,14 +301,16 @@ func TestNetworksOfContainersOutliveTheAgentAndEndWithThem(t *testing.T) {
 	if err := c.WaitReady(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(conn, "\r\n"); err != nil {
-		t.Fatalf("go on with the connection: %v", err)
-	}
-	if answer, err := io.ReadAll(bufio.NewReader(conn)); err != nil || !strings.HasSuffix(string(answer), registryPage) {
-		t.Errorf("the connection went on with %q, %v; want the page", answer, err)
+	for _, conn := range open {
+		if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(conn, "\r\n"); err != nil {
+			t.Fatalf("go on with the connection to %s: %v", conn.RemoteAddr(), err)
+		}
+		if answer, err := io.ReadAll(bufio.NewReader(conn)); err != nil || !strings.HasSuffix(string(answer), registryPage) {
+			t.Errorf("the connection to %s went on with %q, %v; want the page", conn.RemoteAddr(), answer, err)
+		}
 	}
 	check("after the agent's restart")
 
@@ -321,12 +338,8 @@ func TestNetworksOfContainersOutliveTheAgentAndEndWithThem(t *testing.T) {
 			time.Sleep(50 * time.Millisecond)
 		}
 	}
-	rules, err := exec.CommandContext(ctx, "iptables-save").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if strings.Contains(string(rules), fmt.Sprintf("dport %d ", port)) {
-		t.Errorf("the published port %d has a rule still:\n%s", port, rules)
+	if list := ruleset(t); strings.Contains(list, fmt.Sprintf("tcp . %d ", port)) {
+		t.Errorf("the published port %d has a rule still:\n%s", port, list)
 	}
 }
 

@@ -25,6 +25,7 @@ type moduleStatus struct {
 	State    string `json:"state"`
 	Pid      int    `json:"pid"`
 	Restarts int    `json:"restarts"`
+	Owed     int    `json:"cleanups_owed"`
 }
 
 func modules(t *testing.T, c *cluster.Cluster) map[string]moduleStatus {

@@ -105,7 +105,7 @@ func (i *Isolator) plan(cfg *Config, f folder, operation string, c *containerv1.
 		if err := net.missing(cfg.plugins()); err != nil {
 			return nil, module.FailedPrecondition("%v", err)
 		}
-		a := attachment{Network: net.Name, Interface: fmt.Sprintf("eth%d", n), BuiltIn: net.builtIn}
+		a := attachment{Network: net.Name, Interface: fmt.Sprintf("eth%d", n), BuiltIn: net.builtIn, Rules: net.rules}
 		if a.Config, err = json.Marshal(net); err != nil {
 			return nil, err
 		}
@@ -167,6 +167,9 @@ func (i *Isolator) join(ctx context.Context, cfg *Config, f folder, r *record, a
 	a.Result = result
 	if err := f.save(r); err != nil {
 		return module.FailedPrecondition("write record of networks: %v", err)
+	}
+	if err := connect(ctx, r, a); err != nil {
+		return explain(ctx, fmt.Errorf("network %s: %w", a.Network, err))
 	}
 	return nil
 }
@@ -300,7 +303,13 @@ func (i *Isolator) leave(ctx context.Context, cfg *Config, r *record, a *attachm
 	if err != nil {
 		return err
 	}
-	return in.del(ctx, net, a.Result)
+	if err := disconnect(ctx, r, a); err != nil {
+		return err
+	}
+	if err := in.del(ctx, net, a.Result); err != nil {
+		return err
+	}
+	return closeDown(ctx, a)
 }
 
 // guess is the record of a container whose record is lost, by what it asked for. Networks that are no longer known

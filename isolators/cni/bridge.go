@@ -3,6 +3,7 @@ package cni
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
@@ -18,6 +19,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 )
 
@@ -43,14 +45,19 @@ func candidates() []netip.Prefix {
 	return list
 }
 
-// builtIn is the configuration of the built-in network. The rules of its masquerading and its ports are made by
-// iptables, or by nft where that is missing; without either it has neither, and says so by not declaring the
-// capability.
-func builtIn(name string, subnet netip.Prefix, backend string) (*network, error) {
+// What the built-in network's rules are made by.
+const (
+	byKernel  = "nftables" // this module, which tells the kernel
+	byPlugins = "iptables" // the plugins, which run that program, where the kernel has no nftables
+	byNobody  = "none"
+)
+
+// builtIn is the configuration of the built-in network. Where nobody makes rules it has neither masquerading nor
+// published ports, and asking for those fails.
+func builtIn(name string, subnet netip.Prefix, rules string) (*network, error) {
 	type object = map[string]any
 	bridge := object{
 		"type": "bridge", "bridge": bridgeInterface, "isGateway": true, "hairpinMode": true,
-		"ipMasq":       backend != "",
 		"capabilities": object{"ips": true},
 		"ipam": object{
 			"type": "host-local", "dataDir": leases,
@@ -58,9 +65,9 @@ func builtIn(name string, subnet netip.Prefix, backend string) (*network, error)
 		},
 	}
 	plugins := []object{bridge}
-	if backend != "" {
-		bridge["ipMasqBackend"] = backend
-		plugins = append(plugins, object{"type": "portmap", "snat": true, "backend": backend, "capabilities": object{"portMappings": true}})
+	if rules == byPlugins {
+		bridge["ipMasq"], bridge["ipMasqBackend"] = true, "iptables"
+		plugins = append(plugins, object{"type": "portmap", "snat": true, "backend": "iptables", "capabilities": object{"portMappings": true}})
 	}
 	data, err := json.Marshal(object{"name": name, "cniVersion": "1.0.0", "plugins": plugins})
 	if err != nil {
@@ -70,8 +77,87 @@ func builtIn(name string, subnet netip.Prefix, backend string) (*network, error)
 	if err != nil {
 		return nil, err
 	}
-	n.builtIn = true
+	n.builtIn, n.rules = true, rules
 	return n, nil
+}
+
+// connect makes the rules that the network and one of its containers need, after its ADD.
+func connect(ctx context.Context, r *record, a *attachment) error {
+	if a.Rules != byKernel && a.Rules != byPlugins {
+		return nil
+	}
+	return changeRules(ctx, a.Rules, func(c *nftables.Conn) error {
+		if err := letThrough(ctx, c); err != nil {
+			return err
+		}
+		if a.Rules == byPlugins {
+			return nil
+		}
+		at, subnet := leased(a.Result)
+		if !at.IsValid() {
+			return errors.New("the plugin gave no IPv4 address")
+		}
+		if err := makeTable(c, subnet); err != nil {
+			return fmt.Errorf("rules of the network: %w", err)
+		}
+		return publish(c, r.ID, a.info().GetPortMappings(), at)
+	})
+}
+
+// disconnect takes a container's rules back, before its DEL: none may lead to an address that is another's already.
+func disconnect(ctx context.Context, r *record, a *attachment) error {
+	if a.Rules != byKernel {
+		return nil
+	}
+	return changeRules(ctx, a.Rules, func(c *nftables.Conn) error { return withdraw(c, r.ID) })
+}
+
+// closeDown takes the network's rules back if no container is left, of whichever agent.
+func closeDown(ctx context.Context, a *attachment) error {
+	if a.Rules != byKernel && a.Rules != byPlugins {
+		return nil
+	}
+	return changeRules(ctx, a.Rules, func(c *nftables.Conn) error {
+		if len(leaseholders(leases)) > 0 {
+			return nil
+		}
+		if err := letThroughNoMore(ctx, c); err != nil || c == nil {
+			return err
+		}
+		return removeTable(c)
+	})
+}
+
+// leased is the address that the built-in network gave a container, and the subnet it is of.
+func leased(result json.RawMessage) (netip.Addr, netip.Prefix) {
+	if r := parseResult(result); r != nil {
+		for _, ip := range r.IPs {
+			bits, _ := ip.Address.Mask.Size()
+			if a, ok := netip.AddrFromSlice(ip.Address.IP); ok && a.Unmap().Is4() {
+				return a.Unmap(), netip.PrefixFrom(a.Unmap(), bits).Masked()
+			}
+		}
+	}
+	return netip.Addr{}, netip.Prefix{}
+}
+
+// leaseholders are the containers that have addresses of the built-in network, as the plugin writes it down: a file for
+// each address, whose first word is the container.
+func leaseholders(dir string) map[string]bool {
+	files, _ := filepath.Glob(filepath.Join(dir, "*", "*")) // the pattern is no wrong one
+	found := map[string]bool{}
+	for _, f := range files {
+		if _, err := netip.ParseAddr(filepath.Base(f)); err != nil {
+			continue
+		}
+		data, err := os.ReadFile(f)
+		if err != nil {
+			continue // given back meanwhile
+		}
+		id, _, _ := strings.Cut(string(data), "\n")
+		found[strings.TrimSpace(id)] = true
+	}
+	return found
 }
 
 // ensureBridge makes the built-in network's bridge with an address of its own, or gives one to a bridge that has none.
@@ -104,15 +190,15 @@ func ensureBridge() error {
 	return nil
 }
 
-// ruleMaker is the program that rules are made with, as plugins call it; "" without one.
+// ruleMaker is what rules can be made by on this machine.
 func ruleMaker() string {
+	if hasNftables() {
+		return byKernel
+	}
 	if _, err := exec.LookPath("iptables"); err == nil {
-		return "iptables"
+		return byPlugins
 	}
-	if _, err := exec.LookPath("nft"); err == nil {
-		return "nftables"
-	}
-	return ""
+	return byNobody
 }
 
 // chooseSubnet returns the built-in network's subnet: that which its bridge has, that which another agent chose since

@@ -42,7 +42,7 @@ type Config struct {
 	DefaultBridge  bool          `hcl:"default_bridge,optional" doc:"Provide the built-in bridge network, also for docker's network mode BRIDGE."`
 	BridgeName     string        `hcl:"bridge_name,optional" doc:"Network that docker's mode BRIDGE means, and name of the built-in one."`
 	BridgeSubnet   string        `hcl:"bridge_subnet,optional" doc:"Subnet of the built-in network, as 10.88.0.0/16; unset takes one that this machine has no route to."`
-	BridgeBackend  string        `hcl:"bridge_backend,optional" doc:"What makes the built-in network's rules; auto is iptables, or nftables where that is missing." oneof:"auto,iptables,nftables,none"`
+	BridgeBackend  string        `hcl:"bridge_backend,optional" doc:"What makes the built-in network's rules; auto is nftables, or iptables where the kernel has none." oneof:"auto,iptables,nftables,none"`
 	PluginTimeout  time.Duration `hcl:"plugin_timeout,optional" doc:"How long a plugin may take before it is killed." min:"100ms" max:"10m"`
 	Nameservers    []string      `hcl:"nameservers,optional" doc:"Name servers of containers whose networks name none; unset takes the host's."`
 	Search         []string      `hcl:"search,optional" doc:"Search domains that go with them."`
@@ -143,8 +143,8 @@ func (i *Isolator) configured(context.Context, *modulev1.NodeFacts) error {
 		if all[n.Name] == nil {
 			all[n.Name] = n
 		}
-		if cfg.backend() == "" && cfg.BridgeBackend == "auto" {
-			problems = append(problems, fmt.Errorf("neither iptables nor nft is here: containers on network %s reach this machine only, and publish no ports", cfg.BridgeName))
+		if cfg.backend() == byNobody && cfg.BridgeBackend != byNobody {
+			problems = append(problems, fmt.Errorf("the kernel has no nftables, and iptables is not here: containers on network %s reach this machine only, and publish no ports", cfg.BridgeName))
 		}
 	}
 	for _, n := range all {
@@ -161,13 +161,10 @@ func (i *Isolator) configured(context.Context, *modulev1.NodeFacts) error {
 	return nil
 }
 
-// backend is what the built-in network's rules are made with; "" for none.
+// backend is what makes the built-in network's rules.
 func (cfg *Config) backend() string {
-	switch cfg.BridgeBackend {
-	case "auto":
+	if cfg.BridgeBackend == "auto" {
 		return ruleMaker()
-	case "none":
-		return ""
 	}
 	return cfg.BridgeBackend
 }
@@ -343,7 +340,8 @@ func (i *Isolator) Cleanup(ctx context.Context, r *isolatorv1.CleanupRequest) (*
 		}
 		defer done()
 	}
-	begun := slices.ContainsFunc(made.Networks, func(a attachment) bool { return a.Begun })
+	// Rules that this module makes itself are found by the container's id as they are.
+	begun := slices.ContainsFunc(made.Networks, func(a attachment) bool { return a.Begun && a.Rules != byKernel })
 	if err := i.detach(ctx, cfg, f, made); err != nil {
 		return nil, explain(ctx, err)
 	}

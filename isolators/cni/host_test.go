@@ -297,13 +297,19 @@ func (h *host) netns(r *isolatorv1.ContainerRecord) string {
 // serve answers on a port within a container, until the test ends.
 func (h *host) serve(r *isolatorv1.ContainerRecord, port int, answer string) {
 	h.t.Helper()
+	serveIn(h.t, h.netns(r), fmt.Sprintf(":%d", port), answer)
+}
+
+// serveIn answers at an address within a network namespace, until the test ends.
+func serveIn(t testing.TB, netns, address, answer string) {
+	t.Helper()
 	var l net.Listener
-	err := inNetns(h.netns(r), func() (err error) {
-		l, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
+	err := inNetns(netns, func() (err error) {
+		l, err = net.Listen("tcp", address)
 		return err
 	})
 	if err != nil {
-		h.t.Fatalf("listen in container %s: %v", r.GetContainer().GetId(), err)
+		t.Fatalf("listen in %s: %v", netns, err)
 	}
 	done := make(chan struct{})
 	go func() {
@@ -317,7 +323,7 @@ func (h *host) serve(r *isolatorv1.ContainerRecord, port int, answer string) {
 			c.Close()
 		}
 	}()
-	h.t.Cleanup(func() {
+	t.Cleanup(func() {
 		l.Close()
 		<-done
 	})
@@ -325,24 +331,38 @@ func (h *host) serve(r *isolatorv1.ContainerRecord, port int, answer string) {
 
 // ask connects from within a container, or from the host, and returns what it is told.
 func (h *host) ask(from *isolatorv1.ContainerRecord, address string) (string, error) {
+	if from == nil {
+		return askFrom("", address)
+	}
+	return askFrom(h.netns(from), address)
+}
+
+// deadline is when whoever has not answered will not.
+func deadline() time.Time { return time.Now().Add(askPatience) }
+
+// askPatience is how long an answer is waited for. A dropped packet costs a test all of it.
+const askPatience = 3 * time.Second
+
+// askFrom connects from within a network namespace, or from the host if it is "", and returns what it is told.
+func askFrom(netns, address string) (string, error) {
 	var answer []byte
 	dial := func() error {
-		c, err := net.DialTimeout("tcp", address, 5*time.Second)
+		c, err := net.DialTimeout("tcp", address, askPatience)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetDeadline(deadline())
 		buffer := make([]byte, 100)
 		n, err := c.Read(buffer)
 		answer = buffer[:n]
 		return err
 	}
-	if from == nil {
+	if netns == "" {
 		err := dial()
 		return string(answer), err
 	}
-	err := inNetns(h.netns(from), dial)
+	err := inNetns(netns, dial)
 	return string(answer), err
 }
 
@@ -379,7 +399,7 @@ func (h *host) traces() []string {
 		}
 	}
 	// Rules of containers name them, or their addresses; the plugins' own chains stay.
-	for _, command := range [][]string{{"nft", "list", "ruleset"}, {"iptables-save"}} {
+	for _, command := range [][]string{{"nft", "list", "ruleset"}, {"iptables-save"}, {"iptables-legacy-save"}} {
 		if _, err := exec.LookPath(command[0]); err != nil {
 			continue
 		}
@@ -389,7 +409,8 @@ func (h *host) traces() []string {
 		}
 		for line := range bytes.Lines(out) {
 			text := strings.TrimSpace(string(line))
-			if strings.Contains(text, "id: ") || strings.Contains(text, "dnat ") || strings.Contains(text, "CNI-DN-") || strings.Contains(text, "--to-destination") {
+			if strings.Contains(text, "id: ") || strings.Contains(text, "dnat ") || strings.Contains(text, "CNI-DN-") || strings.Contains(text, "--to-destination") ||
+				strings.Contains(text, forwardMark) || strings.HasPrefix(text, "table ip "+tableName+" ") || strings.Contains(text, " . ") {
 				list = append(list, "rule "+text)
 			}
 		}

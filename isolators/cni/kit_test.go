@@ -114,7 +114,13 @@ func TestKilledAtAnyMomentNothingStays(t *testing.T) {
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)
 	dice := rand.New(rand.NewPCG(uint64(seed), 0))
-	h.config["plugins_dir"], h.config["default_bridge"], h.config["bridge_backend"] = plugins, true, "none"
+	// What the machine would drop is let through, and no longer once all are gone.
+	if len(firewalls(t)) > 0 {
+		f := firewalls(t)[0]
+		command(t, f.up[0])
+		t.Cleanup(func() { command(t, f.down[0]) })
+	}
+	h.config["plugins_dir"], h.config["default_bridge"] = plugins, true
 	s := kit.Subject{Dial: program(), Config: h.json()}
 	rounds := 12
 	if testing.Short() {
@@ -130,7 +136,7 @@ func TestKilledAtAnyMomentNothingStays(t *testing.T) {
 			ctx, cancel := context.WithTimeout(kt.Context(), time.Minute)
 			var agents sync.WaitGroup
 			for n := range records {
-				r := &isolatorv1.ContainerRecord{Container: asking(fmt.Sprintf("round-%d-%d", round, n), named("mosaic"))}
+				r := &isolatorv1.ContainerRecord{Container: asking(fmt.Sprintf("round-%d-%d", round, n), published("mosaic", uint32(18080+n), 80))}
 				records[n] = r
 				agents.Go(func() {
 					a, err := client.Prepare(ctx, &isolatorv1.PrepareRequest{OperationId: "op", Container: r.Container})

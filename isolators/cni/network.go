@@ -24,6 +24,7 @@ type network struct {
 	Plugins      []json.RawMessage `json:"plugins"`
 
 	builtIn bool
+	rules   string // what makes the built-in network's rules
 }
 
 // maxConfig bounds a configuration file, and what there is of it after it was read.

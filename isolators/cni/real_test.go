@@ -25,17 +25,19 @@ func bridged(t testing.TB, backend string) *host {
 	})
 }
 
-// backends are the programs that rules can be made with here.
+// backends are what rules can be made by here.
 func backends(t testing.TB) []string {
 	t.Helper()
+	needHost(t)
 	var list []string
-	for backend, program := range map[string]string{"iptables": "iptables", "nftables": "nft"} {
-		if _, err := exec.LookPath(program); err == nil {
-			list = append(list, backend)
-		}
+	if hasNftables() {
+		list = append(list, byKernel)
+	}
+	if _, err := exec.LookPath("iptables"); err == nil {
+		list = append(list, byPlugins)
 	}
 	if len(list) == 0 {
-		t.Skip("neither iptables nor nft is installed")
+		t.Skip("the kernel has no nftables, and iptables is not installed")
 	}
 	return list
 }

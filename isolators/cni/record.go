@@ -38,6 +38,7 @@ type attachment struct {
 	Info      json.RawMessage `json:"info"`             // what was asked for, a mesos.v1.NetworkInfo
 	Config    json.RawMessage `json:"config,omitempty"` // the network's configuration at that time
 	BuiltIn   bool            `json:"built_in,omitempty"`
+	Rules     string          `json:"rules,omitempty"`  // what makes the built-in network's rules
 	Begun     bool            `json:"begun,omitempty"`  // an ADD may have run
 	Result    json.RawMessage `json:"result,omitempty"` // its answer
 	Gone      bool            `json:"gone,omitempty"`   // DEL succeeded

@@ -161,7 +161,10 @@ const portMapper = "mesos-cni-port-mapper"
 
 // can says why a network cannot give what is asked of it.
 func (n *network) can(info *mesosv1.NetworkInfo) error {
-	if len(info.GetPortMappings()) > 0 && !n.has("portMappings") && !n.uses(portMapper) {
+	if len(info.GetPortMappings()) > 0 && !n.has("portMappings") && !n.uses(portMapper) && n.rules != byKernel {
+		if n.builtIn {
+			return module.FailedPrecondition("network %s publishes no ports: nothing makes rules for it", n.Name)
+		}
 		return module.FailedPrecondition("network %s publishes no ports: none of its plugins declares the capability portMappings", n.Name)
 	}
 	return nil

@@ -1,8 +1,9 @@
 // Package cluster starts real masters and agents from the built binaries, on free loopback ports and in a cgroup
 // subtree of their own, for end-to-end tests and benchmarks.
 //
-// It promises to leave nothing behind: Stop ends the daemons, kills what still runs in its cgroups and removes them.
-// It knows the programs by their command lines and the public APIs only.
+// It promises to leave nothing behind: Stop ends the daemons, kills what still runs in its cgroups, and takes away what
+// containers have left on the machine: cgroups, mounts, networks, the agent's folder in memory.
+// It knows the programs by their command lines, the public APIs and the places that their documents name.
 package cluster
 
 import (
@@ -285,63 +286,16 @@ func (d *daemon) end(sig syscall.Signal) error {
 	}
 }
 
-// Stop ends everything and removes the cgroups.
+// Stop ends everything and takes away what its containers left.
 func (c *Cluster) Stop() error {
 	var errs []error
 	errs = append(errs, c.agent.end(syscall.SIGTERM))
 	if !c.Dev {
 		errs = append(errs, c.master.end(syscall.SIGTERM))
 	}
-	errs = append(errs, c.sweep())
+	containers := c.containers()
+	errs = append(errs, c.sweepCgroups(), c.sweepMounts(containers), sweepNetworks(containers), os.RemoveAll(c.RunDir()))
 	return errors.Join(errs...)
-}
-
-// sweep kills what runs in the cluster's own cgroups and removes them.
-func (c *Cluster) sweep() error {
-	deadline := time.Now().Add(15 * time.Second)
-	for {
-		roots, err := filepath.Glob("/sys/fs/cgroup/*/" + c.CgroupRoot() + "*")
-		if err != nil {
-			return err
-		}
-		if r := "/sys/fs/cgroup/" + c.CgroupRoot(); exists(r) {
-			roots = append(roots, r)
-		}
-		if len(roots) == 0 {
-			return nil
-		}
-		for _, root := range roots {
-			removeCgroups(root)
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("cgroups %v cannot be removed", roots)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-}
-
-func exists(path string) bool { _, err := os.Stat(path); return err == nil }
-
-// removeCgroups kills the processes below root and removes its folders, children first, as far as they let themselves.
-func removeCgroups(root string) {
-	var dirs []string
-	_ = filepath.WalkDir(root, func(p string, d os.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			dirs = append(dirs, p)
-		}
-		return nil
-	})
-	for i := len(dirs) - 1; i >= 0; i-- {
-		data, _ := os.ReadFile(filepath.Join(dirs[i], "cgroup.procs"))
-		for _, f := range strings.Fields(string(data)) {
-			var pid int
-			if _, err := fmt.Sscan(f, &pid); err == nil && pid > 1 {
-				_ = syscall.Kill(pid, syscall.SIGKILL)
-			}
-		}
-		_ = os.WriteFile(filepath.Join(dirs[i], "freezer.state"), []byte("THAWED"), 0)
-		_ = syscall.Rmdir(dirs[i])
-	}
 }
 
 // Logs are the last lines of the daemons.
