@@ -186,7 +186,7 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 	}
 	defer closing(&err, func() error { return withTimeout(ctx, host.Close) })
 	resolver.host = host
-	offered, err := withFound(o.resources, host.Found())
+	offered, err := offeredResources(ctx, o.resources, host)
 	if err != nil {
 		return compositionError(err, c)
 	}
@@ -328,7 +328,9 @@ func newContainerizer(o agentOptions, workDir, run string, store *agent.Store, i
 	if err != nil {
 		return nil, err
 	}
+	initProgram, _ := beside("mosaic-init") // without it containers that ask for an init are refused
 	return containerizer.New(containerizer.Config{
+		Init: initProgram,
 		Docker: containerizer.DockerConfig{
 			Bridge: set.DockerBridge, Capabilities: set.DockerCapabilities, Seccomp: set.DockerSeccomp,
 			Devices: set.DockerDevices, Privileged: set.DockerPrivileged,
