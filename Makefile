@@ -14,9 +14,10 @@ RACE_PKGS := ./core/agent/... ./core/api/... ./core/containerizer ./core/master/
 
 .PHONY: build test lint gen demo bench check-long help clean install-tools
 
-build: bin/runc bin/cni/bridge ## build bin/mosaic, bin/mosaic-modules, bin/mosaic-shim, bin/runc and bin/cni
+build: bin/runc bin/cni/bridge ## build bin/mosaic, bin/mosaic-modules, bin/mosaic-shim, bin/mosaic-init, bin/runc and bin/cni
 	@mkdir -p bin
 	$(GOBUILD) -o bin/ ./core/cmd/mosaic ./modules/bundle/mosaic-modules ./core/containerizer/shim/mosaic-shim \
+		./core/containerizer/shim/mosaic-init \
 		./modules/containerloggers/syslog/mosaic-syslog-forwarder
 	@# The library that finds GPUs is C: where there is no compiler, there is no isolator for them.
 	@if command -v $${CC:-cc} >/dev/null; then \

@@ -28,10 +28,12 @@ const signalTimeout = 5 * time.Second
 func (a *Agent) commandLaunched(c *change, e *executor) {
 	t := e.command
 	e.phase = phaseRunning
-	a.update(c, t, &mesosv1.TaskStatus{
+	s := &mesosv1.TaskStatus{
 		State:  mesosv1.TaskState_TASK_RUNNING.Enum(),
 		Source: mesosv1.TaskStatus_SOURCE_EXECUTOR.Enum(),
-	})
+	}
+	e.describeDocker(s)
+	a.update(c, t, s)
 	switch {
 	case t.expired:
 		c.then(func() { a.destroy(e, nil) })
@@ -95,10 +97,13 @@ func (a *Agent) killTask(m *clusterv1.KillTask) {
 	})
 }
 
-// graceOf is the time a task gets between SIGTERM and SIGKILL: as the kill says, else as the task says, else
-// the default; while the agent drains, at most what the drain allows.
+// graceOf is the time a task gets between SIGTERM and SIGKILL: as the kill says, else as the task says, else as its
+// container of type DOCKER does, else the default; while the agent drains, at most what the drain allows.
 func (a *Agent) graceOf(t *task, policy *mesosv1.KillPolicy) time.Duration {
 	grace := killGrace
+	if g, ok := t.stopTimeout(); ok {
+		grace = g
+	}
 	if g := t.info.GetKillPolicy().GetGracePeriod(); g != nil {
 		grace = time.Duration(g.GetNanoseconds())
 	}
@@ -236,6 +241,9 @@ func outcome(t *task, was phase, end *containerTermination, err error) *mesosv1.
 	s := &mesosv1.TaskStatus{Source: mesosv1.TaskStatus_SOURCE_EXECUTOR.Enum()}
 	if text, ok := describeExit(end); ok {
 		s.Message = new("Command " + text)
+		if t.isDocker() {
+			s.Message = new("Container " + text)
+		}
 	}
 	killed := !t.kill.IsZero()
 	running := was == phaseRunning

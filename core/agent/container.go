@@ -60,7 +60,7 @@ func (a *Agent) containerOf(e *executor) *containerv1.Container {
 		}
 	}
 	c.SandboxInContainer = c.Sandbox
-	if c.GetContainerInfo().GetMesos().GetImage() != nil {
+	if c.GetContainerInfo().GetMesos().GetImage() != nil || c.GetContainerInfo().GetDocker().GetImage() != "" {
 		c.SandboxInContainer = a.cfg.SandboxDirectory
 	}
 	c.Environment = a.environment(e, c)

@@ -209,12 +209,14 @@ func (a *Agent) launch(e *executor) {
 		defer cancel()
 		var pid int32
 		var status *mesosv1.ContainerStatus
+		var inspected []byte
 		err := a.makeFolders(e)
 		if err == nil {
 			pid, err = a.ctzr.Launch(ctx, container)
 		}
 		if err == nil {
 			status = a.statusOf(ctx, e)
+			inspected = a.inspect(e, status)
 		}
 		a.timers.stop(slot)
 		a.decide(func(c *change) {
@@ -225,6 +227,7 @@ func (a *Agent) launch(e *executor) {
 				a.launching--
 			}
 			a.schedule()
+			e.inspected = inspected
 			a.launched(c, e, pid, status, err)
 		})
 	})

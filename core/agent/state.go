@@ -52,6 +52,7 @@ type executor struct {
 	directory  string // sandbox
 	pid        int32
 	status     *mesosv1.ContainerStatus // as last known; nil until launched
+	inspected  []byte                   // what its task's framework is told of it; of type DOCKER only
 
 	launchDone   chan struct{} // closed when Launch has returned
 	cancelLaunch context.CancelFunc

@@ -115,6 +115,9 @@ type Config struct {
 	SwitchUser bool
 	// What containers of type DOCKER may have.
 	Docker DockerConfig
+	// Program of this machine, linked with nothing, that serves containers as init: it is seen by those that ask for one,
+	// and given their command as arguments. Without it they are refused.
+	Init string
 	// Secret resolves a secret by reference. Without it containers that refer to secrets are refused.
 	Secret func(ctx context.Context, s *mesosv1.Secret) ([]byte, error)
 	// Default: the machine's.
@@ -295,7 +298,7 @@ func (c *Containerizer) Wait(ctx context.Context, id string) (*containerv1.Termi
 }
 
 // Signal sends sig to the process group of the container's first process, which it ends also where the kernel keeps such
-// a signal from the first process of a pid namespace.
+// a signal from the first process of a pid namespace. Containers of type DOCKER may have another than SIGTERM for it.
 func (c *Containerizer) Signal(ctx context.Context, id string, sig int) error {
 	ct, err := c.find(id)
 	if err != nil {
@@ -307,7 +310,7 @@ func (c *Containerizer) Signal(ctx context.Context, id string, sig int) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, destroyTimeout)
 	defer cancel()
-	if err := h.Signal(ctx, syscall.Signal(sig)); err != nil {
+	if err := h.Signal(ctx, ct.stopSignal(syscall.Signal(sig))); err != nil {
 		return fmt.Errorf("signal container %s: %w", id, err)
 	}
 	return nil

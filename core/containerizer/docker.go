@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -66,6 +67,12 @@ type dockerWish struct {
 	shared     map[containerv1.Namespace_Type]bool
 	noNewPrivs bool
 	readOnly   bool // its root filesystem
+	init       bool // before its command
+	ownUTS     bool
+	groups     []string // of its first process, beside the user's
+	stopSignal string   // in place of the image's
+	names      dockerNames
+	unheeded   []string // parameters that mean nothing here
 	privileged bool
 	caps       *containerv1.Capabilities // where no isolator sets them
 }
@@ -97,7 +104,7 @@ func asDocker(spec *containerv1.Container, cfg DockerConfig, machine dockerMachi
 	info.Mesos = &mesosv1.ContainerInfo_MesosInfo{Image: image}
 	spec.ContainerInfo = info
 	d := &dockering{
-		cfg: cfg, machine: machine, spec: spec, info: info, driver: docker.GetVolumeDriver(),
+		cfg: cfg, machine: machine, spec: spec, info: info, image: image, driver: docker.GetVolumeDriver(),
 		wish: &dockerWish{base: &containerv1.Proposal{}, taskUser: spec.GetUser(), shared: map[containerv1.Namespace_Type]bool{}},
 	}
 	if docker.GetPrivileged() {
@@ -113,7 +120,7 @@ func asDocker(spec *containerv1.Container, cfg DockerConfig, machine dockerMachi
 			return nil, fmt.Errorf("container.docker: parameter %s=%q: %w", p.GetKey(), p.GetValue(), err)
 		}
 	}
-	for _, step := range []func() error{d.volumes, d.capabilities, func() error { return d.network(docker.GetNetwork()) }, d.seccomp, d.environment} {
+	for _, step := range []func() error{d.volumes, d.capabilities, func() error { return d.networkOf(docker) }, d.seccomp, d.environment} {
 		if err := step(); err != nil {
 			return nil, fmt.Errorf("container.docker: %w", err)
 		}
@@ -128,8 +135,10 @@ type dockering struct {
 	machine dockerMachine
 	spec    *containerv1.Container
 	info    *mesosv1.ContainerInfo // the new one
+	image   *mesosv1.Image
 	wish    *dockerWish
 
+	joins      string // network of the parameter of that name
 	driver     string // of volumes that have a name
 	named      []*mesosv1.Volume
 	ports      []*mesosv1.NetworkInfo_PortMapping
@@ -145,6 +154,39 @@ func (d *dockering) linux() *mesosv1.LinuxInfo {
 		d.info.LinuxInfo = &mesosv1.LinuxInfo{}
 	}
 	return d.info.LinuxInfo
+}
+
+// networkOf gives the container the network that docker.network names, or, where that is not set, the parameter.
+func (d *dockering) networkOf(docker *mesosv1.ContainerInfo_DockerInfo) error {
+	mode, networks := docker.GetNetwork(), d.info.GetNetworkInfos()
+	if d.joins == "" {
+		return d.network(mode)
+	}
+	asked, name := modeNamed(d.joins)
+	switch {
+	case docker.Network != nil && mode != asked:
+		return fmt.Errorf("parameter network=%q: docker.network is %s, want one of them", d.joins, mode)
+	case name != "" && len(networks) == 0:
+		d.info.NetworkInfos = []*mesosv1.NetworkInfo{{Name: &name}}
+	case name != "" && networks[0].GetName() == "":
+		networks[0].Name = &name
+	case name != "" && networks[0].GetName() != name:
+		return fmt.Errorf("parameter network=%q: network_infos has %s, want one of them", name, networks[0].GetName())
+	}
+	return d.network(asked)
+}
+
+// modeNamed is the mode that a daemon's name of a network means, with the name where it is one of USER.
+func modeNamed(text string) (mode mesosv1.ContainerInfo_DockerInfo_Network, name string) {
+	switch text {
+	case "host":
+		return mesosv1.ContainerInfo_DockerInfo_HOST, ""
+	case "none":
+		return mesosv1.ContainerInfo_DockerInfo_NONE, ""
+	case "bridge", "default":
+		return mesosv1.ContainerInfo_DockerInfo_BRIDGE, ""
+	}
+	return mesosv1.ContainerInfo_DockerInfo_USER, text
 }
 
 // network gives the container the network of its mode.
@@ -397,12 +439,15 @@ func (d *dockering) environment() error {
 	return nil
 }
 
-// answer is what the container asks for, once its image is there.
-func (w *dockerWish) answer(spec *containerv1.Container) (answer, error) {
+// answer is what the container asks for, once its image is there. init is the program that serves as one.
+func (w *dockerWish) answer(spec *containerv1.Container, init string) (answer, error) {
 	p := proto.CloneOf(w.base)
 	image := spec.GetImageConfig()
 	var err error
 	if p.Arguments, err = dockerCommandLine(w.command, image, w.entrypoint); err != nil {
+		return answer{}, fmt.Errorf("container.docker: %w", err)
+	}
+	if err := w.begin(init, p); err != nil {
 		return answer{}, fmt.Errorf("container.docker: %w", err)
 	}
 	if p.WorkingDirectory == "" && image.GetWorkingDirectory() == "" {
@@ -478,6 +523,9 @@ func (w *dockerWish) settle(spec *containerv1.Container, who launcher.User, merg
 			hostname = hostname[:shortHostname]
 		}
 	}
+	if w.ownUTS {
+		own(containerv1.Namespace_UTS)
+	}
 	if hostname != "" && merged.Owners["hostname"] == "" {
 		own(containerv1.Namespace_UTS)
 		p.Hostname = hostname
@@ -494,6 +542,49 @@ func (w *dockerWish) runsAs(spec *containerv1.Container, image *containerv1.Imag
 		return spec.GetUser()
 	}
 	return image.GetUser()
+}
+
+// knowsUser says whether no file of the image is needed to tell whom the container runs as, its user being a number.
+func (w *dockerWish) knowsUser() bool {
+	return w == nil || w.user && !slices.ContainsFunc(w.groups, func(g string) bool {
+		_, err := strconv.ParseUint(g, 10, 32)
+		return err != nil
+	})
+}
+
+// configOf is an image's configuration as it holds for the container.
+func (w *dockerWish) configOf(image *containerv1.ImageConfig) *containerv1.ImageConfig {
+	if w == nil && image.GetStopSignal() == "" || w != nil && w.stopSignal == "" {
+		return image
+	}
+	if image = proto.CloneOf(image); image == nil { // others have it, too
+		image = &containerv1.ImageConfig{}
+	}
+	image.StopSignal = ""
+	if w != nil {
+		image.StopSignal = w.stopSignal
+	}
+	return image
+}
+
+// joinGroups adds the groups that the container asks for, by number or as its image calls them.
+func (c *Containerizer) joinGroups(w *dockerWish, who *launcher.User, rootfs string) error {
+	if w == nil || len(w.groups) == 0 || !c.cfg.SwitchUser {
+		return nil
+	}
+	more, err := lookupGroups(w.groups, rootfs)
+	if err != nil {
+		return fmt.Errorf("container.docker: parameter group-add: %w", err)
+	}
+	for _, g := range more {
+		if g == 0 && who.GID != 0 && !slices.Contains(who.Groups, 0) {
+			return errors.New("container.docker: parameter group-add: root's group is for those who have it")
+		}
+		if !slices.Contains(who.Groups, g) {
+			who.Groups = append(slices.Clone(who.Groups), g)
+		}
+	}
+	return nil
 }
 
 // keepsRoot refuses root to tasks of others: what their framework was allowed to run as is the task's user. name is what

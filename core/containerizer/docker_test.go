@@ -141,7 +141,34 @@ func TestDockerIsSaidInTheWordsOfMesos(t *testing.T) {
 		"device": {docker: param("device", "/dev/fuse", "device", "/dev/fuse:/dev/other:r"), base: `
 			devices { path: "/dev/fuse" type: "c" major: 10 minor: 229 mode: 438 access: "rwm" }
 			devices { path: "/dev/other" type: "c" major: 10 minor: 229 mode: 438 access: "r" }`},
-		"what is so anyway": {docker: param("rm", "true", "init", "false", "restart", "no", "expose", "80", "userns", "host", "privileged", "false", "security-opt", "apparmor=unconfined")},
+		"init": {docker: param("init", "true"), check: func(_ *containerv1.Container, w *dockerWish) bool { return w.init }},
+		"stop-signal": {docker: param("stop-signal", "SIGUSR1", "stop-timeout", "30"), check: func(_ *containerv1.Container, w *dockerWish) bool {
+			return w.stopSignal == "SIGUSR1"
+		}},
+		"group-add": {docker: param("group-add", "44", "group-add", "video"), check: func(_ *containerv1.Container, w *dockerWish) bool {
+			return slices.Equal(w.groups, []string{"44", "video"}) && !w.knowsUser()
+		}},
+		"domainname": {docker: param("domainname", "example.com"), base: `sysctls { key: "kernel.domainname" value: "example.com" }`,
+			check: func(_ *containerv1.Container, w *dockerWish) bool { return w.ownUTS }},
+		"tty": {docker: param("tty", "true"), info: `tty_info {}`, check: func(c *containerv1.Container, _ *dockerWish) bool {
+			return c.GetStreams() == containerv1.Container_TERMINAL
+		}},
+		"pull=always": {docker: param("pull", "always"), info: `mesos { image { type: DOCKER docker { name: "i" } cached: false } }`},
+		"network":     {docker: param("network", "blue"), info: `network_infos { name: "blue" }`},
+		"net=none":    {docker: param("net", "none"), base: `namespaces { type: NETWORK }`},
+		"network of both": {docker: `docker { image: "i" network: USER parameters { key: "network" value: "blue" } } network_infos { groups: "g" }`,
+			info: `network_infos { name: "blue" groups: "g" }`},
+		"mount": {docker: param("mount", "type=bind,source=/h,target=/c,readonly,bind-propagation=rslave", "mount", "type=tmpfs,target=/t,tmpfs-size=1m"),
+			info: `volumes { mode: RO container_path: "/c" source { type: HOST_PATH host_path { path: "/h" mount_propagation { mode: HOST_TO_CONTAINER } } } }`,
+			base: `mounts { destination: "/t" source: "tmpfs" type: "tmpfs" options: ["nosuid", "nodev", "noexec", "size=1m"] }`},
+		"mount of a driver": {docker: param("mount", "src=data,dst=/c,ro=true", "volume-driver", "rexray"),
+			info: `volumes { mode: RO container_path: "/c" source { type: DOCKER_VOLUME docker_volume { driver: "rexray" name: "data" } } }`},
+		"what is addressed to a daemon": {docker: param("name", "web", "log-driver", "syslog", "log-opt", "tag=x", "attach", "stdout"),
+			check: func(_ *containerv1.Container, w *dockerWish) bool {
+				return slices.Equal(w.unheeded, []string{"name=web", "log-driver=syslog", "log-opt=tag=x", "attach=stdout"})
+			}},
+		"what is so anyway": {docker: param("rm", "true", "init", "false", "restart", "no", "expose", "80", "userns", "host", "privileged", "false", "security-opt", "apparmor=unconfined",
+			"no-healthcheck", "true", "platform", "linux", "pull", "missing")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			spec := dockerSpec(t, test.docker)
@@ -214,8 +241,12 @@ func TestDockerThatCannotBeGivenIsRefusedByName(t *testing.T) {
 		"ulimit=nofile=2:1", "ulimit=nofile=x", "sysctl=a", "device=/dev/fuse:/dev/x:rx", "device=/dev/sda", "device=/dev/lent/disk", "device=/dev/lent/none",
 		"publish=80", "publish=1-2:3-4", "publish=99999:1", "publish=1:2/sctp", "ip=x", "ip6=10.0.0.1", "pid=container:x", "ipc=none", "userns=keep", "cpuset-cpus=all",
 		"memory-swap=lots", "memory-swap=9999999999t", "pids-limit=x", "oom-score-adj=2000", "shm-size=0", "shm-size=-1m", "memory=1g", "cpus=2", "gpus=all", "network=blue",
-		"dns=8.8.8.8", "add-host=a:1.2.3.4", "name=n", "rm=false", "init=true", "restart=always", "tty=true", "privileged=true", "log-driver=syslog", "env-file=f",
-		"volumes-from=x", "no-such-option=1", "uts=container:x",
+		"network=container:x", "dns=localhost", "dns=fe80::1%eth0", "dns-search=a b", "dns-option=", "add-host=a", "add-host=a:b", "add-host=:1.2.3.4",
+		"add-host=a:host-gateway", "rm=false", "init=maybe", "restart=always", "tty=perhaps", "privileged=true", "env-file=f", "volumes-from=x",
+		"no-such-option=1", "uts=container:x", "stop-signal=SIGLOUD", "stop-signal=65", "stop-signal=RTMIN-1", "stop-timeout=-1", "stop-timeout=soon",
+		"group-add=", "group-add=a:b", "domainname=", "mount=type=bind,source=a,target=/b", "mount=type=bind,source=/a", "mount=type=npipe,source=/a,target=/b",
+		"mount=type=bind,source=/a,target=/b,loud", "pull=never", "platform=windows", "runtime=kata", "attach=stdin", "health-cmd=true", "cgroup-parent=/x",
+		"blkio-weight=10", "device-cgroup-rule=c 1:1 r", "publish-all=true", "mac-address=0:0:0:0:0:1", "storage-opt=size=1g", "memory-swappiness=10", "cidfile=/f",
 	} {
 		key, value, _ := strings.Cut(p, "=")
 		spec := dockerSpec(t, `docker { image: "i" network: BRIDGE }`)
@@ -391,11 +422,12 @@ func TestDockerContainerAndIsolatorThatWantTheSameAreBothNamed(t *testing.T) {
 
 func TestDockerContainerDoesNotRunWithoutWhatItAskedFor(t *testing.T) {
 	for text, want := range map[string]string{
-		`docker { image: "/image" network: BRIDGE }`:                                 `network "mosaic"`,
-		`docker { image: "/image" parameters { key: "ulimit" value: "nofile=10" } }`: "resource limits",
-		`docker { image: "/image" parameters { key: "shm-size" value: "1m" } }`:      "/dev/shm",
-		`docker { image: "/image" parameters { key: "volume" value: "/etc:/c" } }`:   "volume at /c",
-		`docker { image: "/image" parameters { key: "dns" value: "1.1.1.1" } }`:      "parameter dns",
+		`docker { image: "/image" network: BRIDGE }`:                                           `network "mosaic"`,
+		`docker { image: "/image" parameters { key: "ulimit" value: "nofile=10" } }`:           "resource limits",
+		`docker { image: "/image" parameters { key: "shm-size" value: "1m" } }`:                "/dev/shm",
+		`docker { image: "/image" parameters { key: "volume" value: "/etc:/c" } }`:             "volume at /c",
+		`docker { image: "/image" parameters { key: "init" value: "true" } }`:                  "parameter init",
+		`docker { image: "/image" network: HOST parameters { key: "network" value: "none" } }`: "parameter network",
 	} {
 		if _, _, err := launchDocker(t, text, nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Launch of %s: got %v, want it refused for %s", text, err, want)

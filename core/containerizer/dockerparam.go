@@ -6,6 +6,7 @@ import (
 	"math"
 	"net/netip"
 	"path"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -77,6 +78,44 @@ func (d *dockering) parameter(key, value string) error {
 		return d.security(value)
 	case "read-only":
 		return flag(value, &d.wish.readOnly)
+	case "init":
+		return flag(value, &d.wish.init)
+	case "stop-signal":
+		if _, ok := signalNamed(value); !ok {
+			return errors.New("want a signal such as SIGQUIT or 3")
+		}
+		d.wish.stopSignal = value
+		return nil
+	case "stop-timeout":
+		if n, err := strconv.ParseUint(value, 10, 31); err != nil || n > maxStopTimeout {
+			return fmt.Errorf("want seconds, up to %d", maxStopTimeout)
+		}
+		return nil // who ends the container reads it
+	case "group-add":
+		if !oneWord(value) || strings.ContainsAny(value, ":/") {
+			return errors.New("want a group, or its number")
+		}
+		d.wish.groups = append(d.wish.groups, value)
+		return nil
+	case "domainname":
+		if !oneWord(value) || d.wish.shared[containerv1.Namespace_UTS] {
+			return errors.New("want a name, and no parameter uts=host")
+		}
+		d.wish.ownUTS = true
+		d.wish.base.Sysctls = set(d.wish.base.Sysctls, "kernel.domainname", value)
+		return nil
+	case "mount":
+		return d.mount(value)
+	case "tty":
+		return d.terminal(value)
+	case "pull":
+		return d.pull(value)
+	case "net", "network", "network-mode":
+		if value == "" || strings.Contains(value, ":") || d.joins != "" && d.joins != value {
+			return errors.New("want host, bridge, none or the name of one network")
+		}
+		d.joins = value
+		return nil
 	case "ulimit":
 		return d.ulimit(value)
 	case "sysctl":
@@ -99,10 +138,34 @@ func (d *dockering) parameter(key, value string) error {
 	case "pid", "ipc", "uts", "userns", "cgroupns":
 		return d.namespace(key, value)
 	}
+	if known, err := d.wish.names.parameter(key, value); known {
+		return err
+	}
 	if known, err := d.limit(key, value); known {
 		return err
 	}
+	if unheeded(key, value) {
+		d.wish.unheeded = append(d.wish.unheeded, key+"="+value)
+		return nil
+	}
 	return refused(key, value)
+}
+
+// maxStopTimeout is the longest stop-timeout in seconds: as long as the API's durations reach in round numbers.
+const maxStopTimeout = 100 * 365 * 24 * 60 * 60
+
+// unheeded says whether an option means nothing without a daemon, to which it is addressed. Nothing that a container may
+// do or must not do depends on those.
+func unheeded(key, value string) bool {
+	switch key {
+	case "name", "log-driver", "log-opt", "detach-keys", "sig-proxy", "quiet", "disable-content-trust", "isolation", "annotation":
+		return true
+	case "attach":
+		return !strings.EqualFold(value, "stdin")
+	case "runtime":
+		return value == "runc" || value == "io.containerd.runc.v2"
+	}
+	return false
 }
 
 // refused says why an option is not given; those that ask for what is so anyway are.
@@ -112,31 +175,66 @@ func refused(key, value string) error {
 		why          string
 	}{
 		{"rm", "true", "every container is removed when it has ended"},
-		{"init", "false", "a container's first process is its command; want an image with an init in it"},
 		{"detach interactive", "true false", "want true or false"},
-		{"tty", "false", "want tty_info in the container"},
 		{"restart", "no", "tasks are started again by their framework"},
 		{"oom-kill-disable", "false", "a container that cannot be ended would hold its memory for ever"},
-		{"pull", "missing", "want force_pull_image"},
 		{"expose", value, ""},
+		{"no-healthcheck", "true", "want true, which it is anyway"},
+		{"health-cmd health-interval health-retries health-start-interval health-start-period health-timeout", "",
+			"want the task's health_check, which tells its framework"},
 		{"privileged", "false", "want docker.privileged"},
-		{"memory memory-reservation cpus cpu-shares cpu-quota cpu-period cpu-rt-period cpu-rt-runtime kernel-memory", "", "the task's resources and limits say it"},
+		{"memory memory-reservation memory-swappiness cpus cpu-shares cpu-quota cpu-period cpu-rt-period cpu-rt-runtime cpu-count cpu-percent kernel-memory", "",
+			"the task's resources and limits say it"},
+		{"blkio-weight blkio-weight-device device-read-bps device-read-iops device-write-bps device-write-iops io-maxbandwidth io-maxiops", "",
+			"disks are shared by the operator's settings"},
+		{"storage-opt", "", "want the resource disk"},
 		{"gpus", "", "want the resource gpus"},
-		{"net network network-mode", "", "want docker.network, and network_infos for the mode USER"},
-		{"dns dns-search dns-option dns-opt add-host domainname", "", "the files for names are those of the container's network; this agent makes none for one container"},
-		{"name cidfile log-driver log-opt", "", "it is for a daemon, and there is none"},
+		{"device-cgroup-rule", "", "want the parameter device, of a device that the operator lends"},
+		{"cgroup-parent", "", "the agent says where cgroups are"},
+		{"platform", "linux linux/" + runtime.GOARCH, "this agent runs linux/" + runtime.GOARCH + " only"},
+		{"publish-all", "false", "host ports come from offers: want port_mappings"},
+		{"mac-address link-local-ip", "", "the network says it"},
+		{"cidfile", "", "nobody could read it: the container's id is in the status of its task"},
 		{"env-file label-file", "", "there is no such file where the agent runs; want the parameter env or label"},
 		{"volumes-from link network-alias net-alias", "", "containers here do not know one another by name"},
+		{"runtime", "", "the operator of this agent chooses it"},
+		{"attach", "", "input comes by the agent's API, to containers with tty_info"},
+		{"use-api-socket", "false", "there is no daemon"},
 	} {
 		if !slices.Contains(strings.Fields(p.keys), key) {
 			continue
 		}
-		if key == "expose" || value == "" && slices.Contains([]string{"rm", "detach", "interactive"}, key) || slices.Contains(strings.Fields(p.values), value) {
+		if key == "expose" || value == "" && slices.Contains([]string{"rm", "detach", "interactive", "no-healthcheck"}, key) || slices.Contains(strings.Fields(p.values), value) {
 			return nil
 		}
 		return errors.New(p.why)
 	}
 	return errors.New("this agent cannot give it")
+}
+
+// terminal is the switch that gives the container a terminal.
+func (d *dockering) terminal(value string) error {
+	var on bool
+	if err := flag(value, &on); err != nil {
+		return err
+	}
+	if on && d.info.GetTtyInfo() == nil {
+		d.info.TtyInfo = &mesosv1.TTYInfo{}
+		attachable(d.spec)
+	}
+	return nil
+}
+
+// pull says when the image is asked for anew.
+func (d *dockering) pull(value string) error {
+	switch value {
+	case "missing":
+		return nil
+	case "always":
+		d.image.Cached = proto.Bool(false)
+		return nil
+	}
+	return errors.New("want missing or always")
 }
 
 func (d *dockering) variable(text string) error {
@@ -201,6 +299,54 @@ func (d *dockering) volume(text string) error {
 	v.Source = &mesosv1.Volume_Source{Type: mesosv1.Volume_Source_HOST_PATH.Enum(), HostPath: host}
 	d.info.Volumes = append(d.info.Volumes, v)
 	return nil
+}
+
+// mount is the longer way to ask for a volume: type=bind,source=PATH,target=PLACE,readonly.
+func (d *dockering) mount(text string) error {
+	var kind, source, target, more string
+	readOnly := false
+	for _, pair := range strings.Split(text, ",") {
+		key, value, given := strings.Cut(pair, "=")
+		switch key {
+		case "type":
+			kind = value
+		case "source", "src":
+			source = value
+		case "target", "destination", "dst":
+			target = value
+		case "readonly", "ro":
+			if value == "" && !given {
+				value = "true"
+			}
+			if err := flag(value, &readOnly); err != nil {
+				return err
+			}
+		case "bind-propagation":
+			more += "," + value
+		case "consistency":
+		case "tmpfs-size", "tmpfs-mode":
+			more += "," + strings.TrimPrefix(key, "tmpfs-") + "=" + value
+		default:
+			return fmt.Errorf("got option %q", key)
+		}
+	}
+	if kind == "" {
+		kind = "volume"
+	}
+	switch {
+	case strings.ContainsAny(source+target, ":"):
+		return errors.New("want a source and a target without colons")
+	case kind == "tmpfs" && source == "":
+		if readOnly {
+			more += ",ro"
+		}
+		return d.tmpfs(target + ":" + strings.TrimPrefix(more, ","))
+	case (kind == "bind") != path.IsAbs(source), kind != "bind" && kind != "volume", source == "":
+		return errors.New("want type=bind with an absolute source, type=volume with a name, or type=tmpfs")
+	case readOnly:
+		more += ",ro"
+	}
+	return d.volume(source + ":" + target + ":rw" + more)
 }
 
 // tmpfs is PLACE[:OPTION,...], with a daemon's options before those given.

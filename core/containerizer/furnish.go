@@ -38,7 +38,7 @@ func (c *Containerizer) furnish(ctx context.Context, ct *container) (launcher.Us
 	if c.cfg.Images == nil {
 		return who, fmt.Errorf("image %s: this agent has no image provisioner", cmp.Or(ct.spec.GetLocalImage(), imageLabel(askedImage(ct.spec))))
 	}
-	early := !c.cfg.SwitchUser || numericUser(ct.spec.GetUser()) && (ct.docker == nil || ct.docker.user)
+	early := !c.cfg.SwitchUser || numericUser(ct.spec.GetUser()) && ct.docker.knowsUser()
 	spec := ct.spec // before provision replaces it
 	var rootfs string
 	var config *containerv1.ImageConfig
@@ -66,7 +66,7 @@ func (c *Containerizer) furnish(ctx context.Context, ct *container) (launcher.Us
 		return who, err
 	}
 	next := proto.CloneOf(spec)
-	next.Rootfs, next.ImageConfig = rootfs, config
+	next.Rootfs, next.ImageConfig = rootfs, ct.docker.configOf(config)
 	if next.SandboxInContainer == "" || next.SandboxInContainer == next.Sandbox {
 		next.SandboxInContainer = sandboxInImage
 	}
@@ -81,6 +81,9 @@ func (c *Containerizer) fill(ctx context.Context, ct *container, spec *container
 		return err
 	}
 	if err := c.keepsRoot(ct.docker, spec.GetUser(), user, rootfs); err != nil {
+		return err
+	}
+	if err := c.joinGroups(ct.docker, &user, rootfs); err != nil {
 		return err
 	}
 	*who = user

@@ -2,6 +2,7 @@ package containerizer
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -179,5 +180,81 @@ for d in `+strings.Join(names, " ")+`; do [ -e $d ] || echo missing $d; done; ec
 		if n >= len(lines) || lines[n] != want[n] {
 			t.Fatalf("output: got %q, want %q from line %d on", lines, want, n)
 		}
+	}
+}
+
+// initProgram makes the program that serves containers as init.
+func initProgram(t *testing.T, dir string) string {
+	t.Helper()
+	program := filepath.Join(dir, "mosaic-init")
+	build := exec.Command("go", "build", "-o", program, "./shim/mosaic-init")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v: %s", err, out)
+	}
+	return program
+}
+
+func TestRealDockerContainerHasAnInit(t *testing.T) {
+	r := newRig(t)
+	r.cfg.Init = initProgram(t, r.env.Dir)
+	image := busyboxImage(t, r)
+	got := runDocker(t, r, r.docker(t, image, `network: NONE parameters { key: "init" value: "true" } parameters { key: "user" value: "4242" }
+		parameters { key: "read-only" value: "true" }`, `busybox cat /proc/1/cmdline | busybox tr '\0' ' ' | busybox head -n 1
+busybox id -u
+p=$(sh -c 'busybox sleep 0.05 >/dev/null & echo $!'); while kill -0 $p 2>/dev/null; do busybox sleep 0.01; done; echo buried
+echo x 2>/dev/null >> /dev/init || echo sealed
+busybox kill -KILL 1; echo here`))
+	if len(got) != 5 || !strings.HasPrefix(got[0], "/dev/init /bin/sh -c ") || strings.Join(got[1:], " ") != "4242 buried sealed here" {
+		t.Errorf("output: got %q, want /dev/init first, run as 4242, orphans buried and the program sealed", got)
+	}
+	if _, err := os.Lstat(filepath.Join(image, "dev", "init")); err == nil {
+		t.Error("the image has a /dev/init now, want it left alone")
+	}
+}
+
+func TestRealDockerContainerIsAskedToEndByItsSignalThroughItsInit(t *testing.T) {
+	r := newRig(t)
+	r.cfg.Init = initProgram(t, r.env.Dir)
+	image := busyboxImage(t, r)
+	c := r.start(t)
+	defer stopAgent(t, c)
+	want := r.docker(t, image, `network: NONE parameters { key: "init" value: "true" } parameters { key: "stop-signal" value: "SIGUSR1" }`,
+		"trap 'exit 1' TERM; trap 'exit 9' USR1; touch /mnt/mesos/sandbox/ready; while :; do busybox sleep 0.05; done")
+	if _, err := c.Launch(launchertest.Context(t), want); err != nil {
+		t.Fatalf("Launch: %v", err)
+	}
+	waitFor(t, "it to be ready", func() bool { _, err := os.Stat(filepath.Join(want.Sandbox, "ready")); return err == nil })
+	if err := c.Signal(launchertest.Context(t), "c1", int(syscall.SIGTERM)); err != nil {
+		t.Fatalf("Signal: %v", err)
+	}
+	if end := r.finish(t, c, "c1"); end.WaitStatus == nil || syscall.WaitStatus(*end.WaitStatus).ExitStatus() != 9 {
+		t.Errorf("Wait: got %v, want exit 9 of SIGUSR1", end)
+	}
+}
+
+func TestRealDockerContainerFindsTheNamesItAskedFor(t *testing.T) {
+	for _, mode := range []string{"NONE", "HOST"} {
+		t.Run(mode, func(t *testing.T) {
+			r := newRig(t)
+			image := busyboxImage(t, r)
+			got := strings.Join(runDocker(t, r, r.docker(t, image, `network: `+mode+`
+				parameters { key: "dns" value: "192.0.2.53" } parameters { key: "dns-search" value: "a.example" }
+				parameters { key: "dns-option" value: "ndots:4" } parameters { key: "add-host" value: "db:192.0.2.7" }
+				parameters { key: "domainname" value: "d.example" } parameters { key: "group-add" value: "77" }`,
+				`busybox grep -v '^#' /etc/resolv.conf; busybox grep db /etc/hosts; busybox grep -c localhost /etc/hosts
+busybox cat /proc/sys/kernel/domainname; busybox id -G`)), "\n")
+			for _, want := range []string{"nameserver 192.0.2.53\nsearch a.example\noptions ndots:4\n192.0.2.7\tdb\n", "\nd.example\n0 77"} {
+				if !strings.Contains(got, want) {
+					t.Errorf("output: got %q, want %q in it", got, want)
+				}
+			}
+			if strings.Count(got, "nameserver") != 1 {
+				t.Errorf("output: got %q, want one name server", got)
+			}
+			if left, err := os.ReadDir(filepath.Join(r.env.Dir, "run", "m")); len(left) > 0 {
+				t.Errorf("staged: got %v, %v, want nothing left", left, err)
+			}
+		})
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 
 	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
@@ -121,6 +122,30 @@ func lookup(name, rootfs string) (launcher.User, error) {
 		u.Groups = append(u.Groups, gid)
 	}
 	return u, nil
+}
+
+// lookupGroups resolves groups, names or numbers, in the files of rootfs; without one only numbers can be.
+func lookupGroups(names []string, rootfs string) ([]uint32, error) {
+	var group io.Reader = strings.NewReader("")
+	if rootfs != "" {
+		f, err := openIn(rootfs, "/etc/group")
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		group = io.LimitReader(f, maxAccounts)
+	}
+	found, err := user.GetAdditionalGroups(names, group)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]uint32, len(found))
+	for n, gid := range found {
+		if list[n], err = id32(gid); err != nil {
+			return nil, fmt.Errorf("group %w", err)
+		}
+	}
+	return list, nil
 }
 
 // openIn opens a file below rootfs whose links cannot lead out of it. One that is not there reads as empty.

@@ -86,9 +86,12 @@ func (m *module) bringUp(ctx context.Context) (_ *life, err error) {
 
 // startDescribed starts the process and has it say what it is.
 func (m *module) startDescribed(ctx context.Context) (_ *life, err error) {
+	m.pump.hold()
 	l, err := m.start(ctx)
 	var missing *errNotInBundle
-	if errors.As(err, &missing) {
+	isMissing := errors.As(err, &missing)
+	m.pump.release(!isMissing)
+	if isMissing {
 		own, ok := m.ownProgram()
 		if !ok {
 			return nil, m.refuseMissing(missing)

@@ -48,6 +48,8 @@ type logPump struct {
 	mu      sync.Mutex // guards what follows
 	last    []string
 	crashed bool // last begins with a crash
+	held    bool // lines wait in waiting until it is known whether they are of the module
+	waiting [][]byte
 }
 
 // newLogPump starts the writer; close ends it. folder may be empty, for no file.
@@ -116,6 +118,43 @@ func (p *logPump) read(r io.Reader) {
 
 func (p *logPump) queue(line []byte) {
 	p.remember(line)
+	if p.wait(line) {
+		return
+	}
+	p.send(line)
+}
+
+// hold keeps lines back until release: those of a bundle that does not hold the module are not the module's.
+func (p *logPump) hold() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held = true
+}
+
+// release sends what was held back, or forgets it.
+func (p *logPump) release(send bool) {
+	p.mu.Lock()
+	waiting := p.waiting
+	p.held, p.waiting = false, nil
+	p.mu.Unlock()
+	if send {
+		for _, line := range waiting {
+			p.send(line)
+		}
+	}
+}
+
+// wait says whether a line is held back.
+func (p *logPump) wait(line []byte) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.held && len(p.waiting) < keptLines {
+		p.waiting = append(p.waiting, bytes.Clone(line))
+	}
+	return p.held
+}
+
+func (p *logPump) send(line []byte) {
 	if !p.limit.Allow() {
 		p.dropped.Add(1)
 		return

@@ -59,6 +59,10 @@ func TestAModuleThatTheBundleLacksHasAProgramOfItsOwn(t *testing.T) {
 			t.Errorf("%s: Restart: %v", name, err)
 		}
 		mustPrepare(t, h, "d")
+		// What the bundle said of itself is not in the module's log.
+		if text, err := os.ReadFile(filepath.Join(h.opts.LogDir, "isolator-test.log")); err == nil && strings.Contains(string(text), "usage") {
+			t.Errorf("%s: the module's log has the bundle's list:\n%s", name, text)
+		}
 		// What it said of itself is known to a check that runs nothing.
 		c := withoutCommand()
 		if diags := Validate(o, []ModuleConfig{c}); len(diags) > 0 {

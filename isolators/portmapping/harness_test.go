@@ -145,9 +145,14 @@ func newMachine(t testing.TB, config string) *machine {
 	within(t, m.outside, func() error { up("out0", outsideIP); up("lo", ""); return nil })
 	up("lo", "")
 	up("up0", machineIP)
-	must(netlink.RouteReplace(&netlink.Route{Gw: net.ParseIP(outsideIP), Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}}))
+	must(defaultRoute())
 	m.client = moduletest.Start(t, portmapping.New(), config)
 	return m
+}
+
+// defaultRoute leads from the machine to the outside.
+func defaultRoute() error {
+	return netlink.RouteReplace(&netlink.Route{Gw: net.ParseIP(outsideIP), Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}})
 }
 
 // nothingLeft fails the test for what the module left on the machine, and removes it for the next test.

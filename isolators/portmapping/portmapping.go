@@ -8,7 +8,7 @@
 // only record of who has which port, so that there is no other that could differ from it.
 //
 // It leaves containers with named networks to others, and names (hosts, resolv.conf) to the machine's. The choice of
-// means is told in docs/decisions/0008.
+// means is told in docs/decisions/0010.
 package portmapping
 
 import (

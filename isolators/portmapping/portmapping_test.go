@@ -28,16 +28,9 @@ import (
 	isolatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/isolator/v1"
 )
 
-// named gives a container a network of its own. The kit applies no proposals: its processes are in the machine's
-// namespace, which this module refuses to furnish.
-func named(c *containerv1.Container) {
-	c.ContainerInfo = &mesosv1.ContainerInfo{
-		Type: mesosv1.ContainerInfo_MESOS.Enum(), NetworkInfos: []*mesosv1.NetworkInfo{{Name: proto.String("other")}},
-	}
-}
-
 func TestConformance(t *testing.T) {
-	isolatortest.Run(t, kit.InProcess(func() module.Module { return portmapping.New() }), isolatortest.Container(named))
+	newMachine(t, "{}") // what it furnishes has an uplink
+	isolatortest.Run(t, kit.InProcess(func() module.Module { return portmapping.New() }))
 }
 
 func TestContainersHaveTheMachinesAddressAndPortsOfTheirOwn(t *testing.T) {
@@ -293,17 +286,21 @@ func TestABulkSenderDoesNotDelayAnotherContainer(t *testing.T) {
 		return err
 	})
 	defer l.Close()
-	alone := ping(t, m, machineIP+":31000", l, 200)
-	sent := make(chan float64)
-	go func() { sent <- transfer(t, int(bulk.Pid), m.outside, outsideIP+":5000", 2*time.Second) }()
-	beside := ping(t, m, machineIP+":31000", l, 200)
-	rate := <-sent
 	p95 := func(list []time.Duration) time.Duration { return list[len(list)*95/100] }
-	t.Logf("round trip p95 alone %s, beside a bulk sender of %.2f MB/s %s", p95(alone), rate/1e6, p95(beside))
-	// A queue shared with the bulk sender would hold 32 KiB and more in front of each packet: 33 ms at its limit.
-	if p95(beside) > p95(alone)+20*time.Millisecond {
-		t.Errorf("round trip p95 %s beside a bulk sender, %s alone; want at most 20 ms more", p95(beside), p95(alone))
+	var said string
+	for range 3 { // a busy machine delays by itself, now and then; a queue that is shared does always
+		alone := p95(ping(t, m, machineIP+":31000", l, 200))
+		sent := make(chan float64)
+		go func() { sent <- transfer(t, int(bulk.Pid), m.outside, outsideIP+":5000", 2*time.Second) }()
+		beside := p95(ping(t, m, machineIP+":31000", l, 200))
+		said = fmt.Sprintf("round trip p95 %s beside a bulk sender of %.2f MB/s, %s alone", beside, <-sent/1e6, alone)
+		// A queue shared with the bulk sender would hold 32 KiB and more in front of each packet: 33 ms at its limit.
+		if beside <= alone+20*time.Millisecond {
+			t.Log(said)
+			return
+		}
 	}
+	t.Errorf("%s; want at most 20 ms more", said)
 }
 
 func TestWhatIsAskedOfTheNetworkAndNotToBeHadIsRefused(t *testing.T) {
@@ -348,8 +345,8 @@ func TestWhatCannotBeGivenFailsTheLaunch(t *testing.T) {
 		}
 	}
 	m.container("f")
-	if err := isolate("g", sleeper(t)); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "no more containers fit") {
-		t.Errorf("Isolate of a third container = %v, want FailedPrecondition: there are ports for two", err)
+	if err := isolate("g", sleeper(t)); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "no more containers fit") {
+		t.Errorf("Isolate of a third container = %v, want ResourceExhausted: there are ports for two", err)
 	}
 	overlapping := moduletest.Start(t, portmapping.New(), `{"ephemeral_ports":"[40000-50000]"}`)
 	if _, err := overlapping.Isolator.Isolate(t.Context(), &isolatorv1.IsolateRequest{Record: &isolatorv1.ContainerRecord{

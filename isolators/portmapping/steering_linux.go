@@ -10,6 +10,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/mosaic-cluster/mosaic/sdk/module"
 	"github.com/mosaic-cluster/mosaic/sdk/resources"
@@ -307,7 +309,7 @@ func (s *steering) set(port uint64, e entry) error {
 // take gives a container its offered ports and a range of ephemeral ones: the one it has, else the one in had, which
 // is what its namespace was told, else the first that is free. Nothing is steered yet.
 //
-// Errors: FailedPrecondition if an offered port is another container's, or if no range is free.
+// Errors: FailedPrecondition if an offered port is another container's, ResourceExhausted if no range is free.
 func (s *steering) take(id string, want, pool resources.Ranges, per uint64, had *resources.Range) (resources.Range, error) {
 	owner := ownerOf(id)
 	list, err := s.entries()
@@ -348,7 +350,7 @@ func (s *steering) take(id string, want, pool resources.Ranges, per uint64, had 
 		own = *had
 	default:
 		if own = firstFree(list, pool, per); own.Begin == 0 {
-			return own, module.FailedPrecondition("all ephemeral_ports %v are given out in ranges of %d; no more containers fit", pool, per)
+			return own, status.Errorf(codes.ResourceExhausted, "all ephemeral_ports %v are given out in ranges of %d; no more containers fit", pool, per)
 		}
 	}
 	for p, e := range list { // what it had before and has no more

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 	modulev1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/module/v1"
 )
 
@@ -142,8 +143,9 @@ func (m *Machine) Cgroups(id string) map[string]string {
 	return paths
 }
 
-// Start makes a container's cgroup and a process in it that does nothing, as it is when a launcher holds it.
-func (m *Machine) Start(id string) (pid int, cgroups map[string]string, err error) {
+// Start makes a container's cgroup and a process in it that does nothing, as it is when a launcher holds it. The process
+// is in new namespaces of these kinds, where we may make some: nothing can furnish what is not there.
+func (m *Machine) Start(id string, namespaces ...containerv1.Namespace_Type) (pid int, cgroups map[string]string, err error) {
 	cgroups = m.Cgroups(id)
 	for _, dir := range cgroups {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -157,6 +159,11 @@ func (m *Machine) Start(id string) (pid int, cgroups map[string]string, err erro
 	}
 	cmd := exec.Command("sleep", "3600")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if m.Node.GetRoot() {
+		for _, kind := range namespaces {
+			cmd.SysProcAttr.Cloneflags |= cloneFlags[kind]
+		}
+	}
 	if err := cmd.Start(); err != nil {
 		return 0, nil, fmt.Errorf("start a process to isolate: %w", err)
 	}
@@ -169,6 +176,12 @@ func (m *Machine) Start(id string) (pid int, cgroups map[string]string, err erro
 		}
 	}
 	return cmd.Process.Pid, cgroups, nil
+}
+
+// cloneFlags are those of the namespaces that a process can be started in as it is.
+var cloneFlags = map[containerv1.Namespace_Type]uintptr{
+	containerv1.Namespace_PID: unix.CLONE_NEWPID, containerv1.Namespace_IPC: unix.CLONE_NEWIPC, containerv1.Namespace_UTS: unix.CLONE_NEWUTS,
+	containerv1.Namespace_MOUNT: unix.CLONE_NEWNS, containerv1.Namespace_NETWORK: unix.CLONE_NEWNET, containerv1.Namespace_CGROUP: unix.CLONE_NEWCGROUP,
 }
 
 // fakeCgroup writes the files that a cgroup of version 1 has and that isolators read.

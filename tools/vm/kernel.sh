@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fetches Debian's cloud kernel for the virtual machine into .tools/vm/kernel. It is unpacked, never installed, so that
-# how this machine boots stays untouched. Prints the kernel's path.
+# Fetches Debian's cloud kernel with its modules for the virtual machine into .tools/vm/kernel. It is unpacked, never
+# installed, so that how this machine boots stays untouched. Prints the kernel's path.
 #
 # The archive keeps only the newest build of a release, so there is no version to pin; the one used is in the output of
 # every run, because the guest prints it.
@@ -9,12 +9,12 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 dir=$root/.tools/vm/kernel
 meta=linux-image-cloud-amd64
 
-find_kernel() { find "$dir/boot" -name 'vmlinuz-*' 2>/dev/null | sort -V | tail -n 1; }
+find_kernel() { [ ! -d "$dir/lib/modules" ] || find "$dir/boot" -name 'vmlinuz-*' 2>/dev/null | sort -V | tail -n 1; }
 
 if [ -z "$(find_kernel)" ]; then
   [ "$(uname -m)" = x86_64 ] || { echo "the virtual machine is of x86_64; this machine is $(uname -m)" >&2; exit 1; }
   for c in apt-cache apt-get dpkg; do
-    command -v $c >/dev/null || { echo "no $c: put a kernel at $dir/boot/vmlinuz-VERSION" >&2; exit 1; }
+    command -v $c >/dev/null || { echo "no $c: put a kernel at $dir/boot/vmlinuz-VERSION, its modules at $dir/lib/modules/VERSION" >&2; exit 1; }
   done
   package=$(apt-cache depends "$meta" 2>/dev/null | awk '/Depends: linux-image-/ {print $2; exit}')
   if [ -z "$package" ]; then
@@ -30,10 +30,13 @@ if [ -z "$(find_kernel)" ]; then
   get || { apt-get update -q >/dev/null && get; }
   mkdir -p "$dir"
   dpkg -x "$tmp"/*.deb "$tmp/x"
-  # Of the modules only the overlay file system is used.
+  # Of the drivers only those that a machine without hardware has: what the guest looks through when it loads one is less.
+  for d in "$tmp"/x/lib/modules/*/kernel/drivers/*; do
+    case ${d##*/} in block | net | virtio) ;; *) rm -rf "$d" ;; esac
+  done
   rm -rf "${dir:?}"/*
-  mkdir -p "$dir/boot" "$dir/modules"
+  mkdir -p "$dir/boot"
   cp "$tmp"/x/boot/vmlinuz-* "$dir/boot/"
-  find "$tmp/x/" -name overlay.ko -exec cp {} "$dir/modules/" \;
+  mv "$tmp/x/lib" "$dir/lib" # last: it says that the kernel is whole
 fi
 find_kernel

@@ -99,7 +99,7 @@ func (o *agentOptions) shared(cmd *cobra.Command, logLevel string) {
 	f.StringVar(&o.resources, "resources", "", "what to offer, such as 'cpus:4;mem:8192;ports:[31000-32000]' (default: what the machine has)")
 	f.StringVar(&o.attributes, "attributes", "", "what frameworks may choose by, such as 'rack:a1;zone:west'")
 	f.StringVar(&o.cgroupRoot, "cgroup-root", "mosaic", "cgroup below which containers get theirs")
-	f.StringVar(&o.runtime, "runtime", "", "OCI runtime for containers with a root filesystem (default: runc beside this program)")
+	f.StringVar(&o.runtime, "runtime", "", "OCI runtime for all containers with a root filesystem (default: runc beside this program, for what needs one)")
 	f.StringVar(&o.logLevel, "log-level", logLevel, "debug, info, warn or error")
 }
 
@@ -186,7 +186,7 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 	}
 	defer closing(&err, func() error { return withTimeout(ctx, host.Close) })
 	resolver.host = host
-	offered, err := withFound(o.resources, host.Found())
+	offered, err := offeredResources(ctx, o.resources, host)
 	if err != nil {
 		return compositionError(err, c)
 	}
@@ -293,6 +293,7 @@ func newImages(o agentOptions, workDir string, resolver *secrets, log *slog.Logg
 	return provisioner.New(provisioner.Config{
 		Dir: filepath.Join(workDir, "images"), Backend: set.ImageBackend, Archives: set.ImageArchives,
 		AppcPrefix: set.AppcPrefix, AppcStore: set.AppcStore, Secret: resolver.resolve, Logger: log,
+		PullStall: set.FetcherStallTimeout,
 		Registries: registry.Config{
 			Default: set.DockerRegistry, CredentialsFile: set.DockerConfig, CAFile: set.RegistryCA,
 			Mirrors: set.RegistryMirrors, PlainHTTP: set.RegistryPlainHTTP,
@@ -327,7 +328,9 @@ func newContainerizer(o agentOptions, workDir, run string, store *agent.Store, i
 	if err != nil {
 		return nil, err
 	}
+	initProgram, _ := beside("mosaic-init") // without it containers that ask for an init are refused
 	return containerizer.New(containerizer.Config{
+		Init: initProgram,
 		Docker: containerizer.DockerConfig{
 			Bridge: set.DockerBridge, Capabilities: set.DockerCapabilities, Seccomp: set.DockerSeccomp,
 			Devices: set.DockerDevices, Privileged: set.DockerPrivileged,
@@ -369,7 +372,11 @@ func newLaunchers(o agentOptions, groups *cgroup.Hierarchy, log *slog.Logger) ([
 	var launchers []launcher.Launcher
 	for _, name := range order {
 		if name == process.Name {
-			launchers = append(launchers, process.New(supervisor, groups, log))
+			bare := process.New(supervisor, groups, log)
+			if o.runtime == "" { // who names a runtime wants it used
+				bare = bare.WithRoots()
+			}
+			launchers = append(launchers, bare)
 			continue
 		}
 		path, err := orBeside(o.runtime, "runc")

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/hcl/v2"
 
@@ -17,6 +19,28 @@ import (
 // gpus is the one resource that nobody may have without an isolator that guards it: whoever is told to have one GPU would
 // have all of the machine's.
 const gpus = "gpus"
+
+// foundPatience is how long an agent that will not start waits for the reason why a machine has not what it should have.
+const foundPatience = time.Second
+
+// offeredResources is withFound for the isolators of a host.
+func offeredResources(ctx context.Context, text string, host *modulehost.Host) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, foundPatience)
+	defer cancel()
+	for {
+		found := host.Found()
+		offered, err := withFound(text, found)
+		told := slices.ContainsFunc(found, func(f modulehost.Found) bool { return len(f.Resources) > 0 && f.Reason != "" })
+		if err == nil || told {
+			return offered, err
+		}
+		select { // a module says how it is a moment after it came up
+		case <-ctx.Done():
+			return offered, err
+		case <-time.After(foundPatience / 50):
+		}
+	}
+}
 
 // withFound completes an agent's resources, as its operator wrote them, with what isolators found: those of a name that
 // the operator did not write. Of a name that he did, the machine must have as much.

@@ -72,6 +72,17 @@ func (p *progress) expect(layers []v1.Descriptor) {
 	}
 }
 
+// come is how many bytes of layers have come.
+func (p *progress) come() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var n int64
+	for _, l := range p.pull.Layers {
+		n += l.Done
+	}
+	return n
+}
+
 // layer changes what is said of a layer, if it is one.
 func (p *progress) layer(d digest.Digest, change func(*operator.Layer)) {
 	p.mu.Lock()
@@ -131,6 +142,7 @@ func (f *fetcher) Fetch(ctx context.Context, d v1.Descriptor) (io.ReadCloser, er
 		cancel(nil)
 		return nil, err
 	}
+	timer.Stop()
 	f.progress.layer(d.Digest, func(l *operator.Layer) { l.State = operator.PullDownloading })
 	return &counted{ctx: ctx, cancel: cancel, rc: rc, f: f, d: d.Digest, timer: timer}, nil
 }
@@ -154,9 +166,10 @@ type counted struct {
 }
 
 func (c *counted) Read(b []byte) (int, error) {
+	c.timer.Reset(c.f.stall)
 	n, err := c.rc.Read(b)
+	c.timer.Stop() // what takes its time with what came, a disk, is not the registry
 	if n > 0 {
-		c.timer.Reset(c.f.stall)
 		c.at += int64(n)
 		c.f.progress.layer(c.d, func(l *operator.Layer) { l.Done = min(c.at, l.Total) })
 	}

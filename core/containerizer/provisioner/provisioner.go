@@ -123,6 +123,9 @@ func New(cfg Config) (*Provisioner, error) {
 	if err := cfg.GC.check(); err != nil {
 		return nil, fmt.Errorf("provisioner: %w", err)
 	}
+	if cfg.Registries.AnswerTimeout <= 0 {
+		cfg.Registries.AnswerTimeout = cfg.PullStall
+	}
 	registries, err := registry.New(cfg.Registries)
 	if err != nil {
 		return nil, fmt.Errorf("provisioner: %w", err)

@@ -25,9 +25,15 @@ import (
 )
 
 const (
-	// pullTries bounds how often a pull is tried that fails for what may pass. With the pauses in between that is some
-	// 15 seconds of a registry that is being restarted.
+	// pullTries bounds how often a pull is tried that fails for what may pass and gets no further. With the pauses in
+	// between that is some 15 seconds of a registry that is being restarted.
 	pullTries = 6
+	// stallTries bounds how often a pull is tried that stalls and gets no further. One more may find another way; with more
+	// the task's owner would wait long for what a person has to look into.
+	stallTries = 2
+	// further is how many more bytes a try has to bring to have got further. A line that is cut every few megabytes brings a
+	// large image in the end; a registry that gives a byte at a time does not keep a pull going for ever.
+	further = 1 << 20
 	// Pauses between tries double from the first to the last, give or take a third.
 	firstPause = 500 * time.Millisecond
 	lastPause  = 8 * time.Second
@@ -149,6 +155,7 @@ func (p *Provisioner) fromRegistry(ctx context.Context, s *store, ref registry.R
 // repeat tries until it succeeds or there is no point in going on.
 func (p *Provisioner) repeat(ctx context.Context, name string, progress *progress, once func() error) error {
 	pause := p.cfg.PullPause
+	stalls, most := 0, int64(0)
 	for try := 1; ; try++ {
 		err := once()
 		if err == nil {
@@ -161,7 +168,13 @@ func (p *Provisioner) repeat(ctx context.Context, name string, progress *progres
 		if !again {
 			return reason
 		}
-		if try == pullTries {
+		if come := progress.come(); come >= most+further {
+			try, stalls, most, pause = 1, 0, come, p.cfg.PullPause
+		}
+		if errors.Is(reason, registry.ErrStalled) {
+			stalls++
+		}
+		if try == pullTries || stalls == stallTries {
 			return fmt.Errorf("given up after %d tries: %w", try, reason)
 		}
 		progress.state(operator.PullRetrying, reason)

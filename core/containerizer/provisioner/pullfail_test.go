@@ -71,7 +71,17 @@ func TestFailedPullsSayWhyAndLeaveNothing(t *testing.T) {
 			case <-r.Context().Done():
 			}
 			return true
-		}), want: registry.ErrStalled},
+		}), want: registry.ErrStalled, text: "given up after 2 tries"},
+		"no answer": {first: func(_ http.ResponseWriter, r *http.Request) bool {
+			if strings.Contains(r.URL.Path, "/manifests/") {
+				select {
+				case <-hang:
+				case <-r.Context().Done():
+				}
+				return true
+			}
+			return false
+		}, want: registry.ErrStalled, text: "given up after 2 tries"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
@@ -88,8 +98,8 @@ func TestFailedPullsSayWhyAndLeaveNothing(t *testing.T) {
 				return c.first != nil && c.first(w, r)
 			})
 			p := newPuller(t, func(c *Config) {
-				if what == "stalled" {
-					c.PullStall = 100 * time.Millisecond
+				if what == "stalled" || what == "no answer" {
+					c.PullStall = time.Second
 				}
 			})
 			_, _, err := p.ProvisionImage(t.Context(), "a", docker(image))
@@ -192,4 +202,56 @@ func TestImagesNobodyCanUseAreRefused(t *testing.T) {
 		t.Errorf("Pull of what unpacks to more than is allowed: got %v, want it refused", err)
 	}
 	wantNothingLeft(t, small)
+}
+
+// A line that is cut again and again brings a large image in the end, as long as it gets further.
+func TestAPullThatGetsFurtherIsNotGivenUp(t *testing.T) {
+	noise := make([]byte, 12<<20)
+	source := rand.New(rand.NewPCG(5, 6))
+	for n := range noise {
+		noise[n] = byte(source.Uint32())
+	}
+	img := imageWith(t, layerOf(t, file{name: "data", body: string(noise)}))
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rc, err := layers[0].Compressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, err := io.ReadAll(rc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDepot(t)
+	image := d.push(t, "app:1", img)
+	cuts := 0 // of one connection after the other
+	d.intercept(only("/blobs/"+digestOf(t, layers[0]), func(w http.ResponseWriter, r *http.Request) bool {
+		var from int
+		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from); err != nil {
+			from = 0
+		}
+		const atOnce = 3 << 19
+		w.Header().Set("Content-Length", fmt.Sprint(len(blob)-from))
+		if from > 0 {
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(blob)-1, len(blob)))
+			w.WriteHeader(http.StatusPartialContent)
+		}
+		if from+atOnce >= len(blob) {
+			_, _ = w.Write(blob[from:])
+			return true
+		}
+		cuts++
+		_, _ = w.Write(blob[from : from+atOnce])
+		panic(http.ErrAbortHandler)
+	}))
+	p := newPuller(t)
+	rootfs, _, err := p.ProvisionImage(t.Context(), "a", docker(image))
+	if err != nil || read(t, rootfs, "data") != string(noise) {
+		t.Fatalf("ProvisionImage: %v", err)
+	}
+	if cuts <= pullTries {
+		t.Errorf("the line was cut %d times, want more than the %d tries of a pull that gets nowhere", cuts, pullTries)
+	}
 }

@@ -33,8 +33,9 @@ func main() {
 	}
 	rows := flag.String("rows", "", "only rows whose names contain this")
 	composition := flag.String("composition", "", "HCL file to run the agent with, instead of the default modules")
+	bin := flag.String("bin", "bin", "folder of the built programs")
 	flag.Parse()
-	if err := run(*rows, *composition); err != nil {
+	if err := run(*rows, *composition, *bin); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -55,7 +56,10 @@ type report struct {
 	only string
 }
 
-func (r *report) wants(name string) bool { return strings.Contains(name, r.only) }
+// wants says whether a row, or one of the group of that name, is asked for.
+func (r *report) wants(name string) bool {
+	return strings.Contains(name, r.only) || strings.HasPrefix(r.only, name+"/")
+}
 
 func (r *report) add(w row) {
 	ratio, floor, verdict := "-", "-", "-"
@@ -81,7 +85,7 @@ func (r *report) add(w row) {
 	r.out.Flush()
 }
 
-func run(only, composition string) error {
+func run(only, composition, bin string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer cancel()
 	dir, err := os.MkdirTemp("", "mbench-")
@@ -113,21 +117,17 @@ func run(only, composition string) error {
 			return err
 		}
 	}
-	b := &bench{composition: string(text), ctx: ctx, dir: dir, bin: binDir(), floor: f, report: rep}
+	if bin, err = filepath.Abs(bin); err != nil {
+		return err
+	}
+	b := &bench{composition: string(text), ctx: ctx, dir: dir, bin: bin, floor: f, report: rep, account: openAccount()}
+	defer b.account.close()
 	for _, step := range []func() error{b.idle, b.launches, b.many, b.memory, b.moduleRestart, b.moduleCall, b.coldStart, b.images, b.placements, b.updates, b.library} {
 		if err := step(); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func binDir() string {
-	wd, err := os.Getwd()
-	if err != nil {
-		return "bin"
-	}
-	return filepath.Join(wd, "bin")
 }
 
 func cores() string {

@@ -21,11 +21,12 @@ import (
 
 // bench holds what the rows share.
 type bench struct {
-	ctx    context.Context
-	dir    string
-	bin    string
-	floor  floor
-	report *report
+	ctx     context.Context
+	dir     string
+	bin     string
+	floor   floor
+	report  *report
+	account *account
 	// composition is the agent's, if not the default.
 	composition string
 	n           int // clusters started so far

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -50,24 +52,27 @@ func clusterChecks(src string) []check {
 		{"a task in its own root filesystem is limited too", true, ownRootFilesystem(filepath.Join(src, "rootfs"))},
 		{"an agent that was killed finds its tasks again", false, agentFindsItsTasks},
 	} {
-		checks = append(checks, check{c.name, func(ctx context.Context) error { return withCluster(ctx, src, c.dev, c.run) }})
+		o := cluster.Options{Bin: filepath.Join(src, "bin"), Composition: composition, Dev: c.dev}
+		checks = append(checks, check{c.name, func(ctx context.Context) error { return withCluster(ctx, o, c.run) }})
 	}
 	return checks
 }
 
 var clusters int
 
-// withCluster gives run a fresh cluster, and afterwards demands that no container's cgroup is left.
-func withCluster(ctx context.Context, src string, dev bool, run func(ctx context.Context, c *cluster.Cluster) error) error {
+// withCluster gives run a fresh cluster, in o.Dir if that is set, and afterwards demands that no container's cgroup is left.
+func withCluster(ctx context.Context, o cluster.Options, run func(ctx context.Context, c *cluster.Cluster) error) error {
 	clusters++
-	dir, err := os.MkdirTemp("", "vm")
-	if err != nil {
-		return err
+	o.Name, o.Resources = fmt.Sprint("vm-", clusters), resources
+	if o.Dir == "" {
+		dir, err := os.MkdirTemp("", "vm")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		o.Dir = dir
 	}
-	defer os.RemoveAll(dir)
-	c, err := cluster.New(cluster.Options{
-		Bin: filepath.Join(src, "bin"), Dir: dir, Name: fmt.Sprint("vm-", clusters), Resources: resources, Composition: composition, Dev: dev,
-	})
+	c, err := cluster.New(o)
 	if err != nil {
 		return err
 	}
@@ -76,7 +81,10 @@ func withCluster(ctx context.Context, src string, dev bool, run func(ctx context
 	if err := c.Start(start); err != nil {
 		return errors.Join(fmt.Errorf("start a cluster: %w", err), c.Stop())
 	}
-	err = run(ctx, c)
+	err = modulesUp(ctx, c)
+	if err == nil {
+		err = run(ctx, c)
+	}
 	if err == nil {
 		err = until(ctx, "the tasks' cgroups are removed", func() (bool, string) {
 			left := containers(c)
@@ -89,6 +97,33 @@ func withCluster(ctx context.Context, src string, dev bool, run func(ctx context
 		err = fmt.Errorf("%w\n%s", err, logs)
 	}
 	return err
+}
+
+// modulesUp waits until all modules take calls. A launch waits for them too, but not as long as an emulated machine may take.
+func modulesUp(ctx context.Context, c *cluster.Cluster) error {
+	return until(ctx, "all modules are up", func() (bool, string) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.Agent+"/metrics", nil)
+		if err != nil {
+			return false, err.Error()
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return false, err.Error()
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+		up, down := 0, 0
+		for line := range strings.Lines(string(body)) {
+			if strings.HasPrefix(line, "mosaic_module_up{") {
+				if strings.HasSuffix(line, " 1\n") {
+					up++
+				} else {
+					down++
+				}
+			}
+		}
+		return err == nil && up > 0 && down == 0, fmt.Sprintf("%d are, %d are not; %v", up, down, err)
+	})
 }
 
 // containers are the cgroups of containers that there are.
@@ -107,7 +142,7 @@ func containers(c *cluster.Cluster) []string {
 
 // until waits for what other processes bring about; the condition also says what there is instead.
 func until(ctx context.Context, what string, ok func() (bool, string)) error {
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		done, got := ok()
 		if done {

@@ -1,21 +1,17 @@
-// Command vm is what the virtual machine of tools/vm runs: checks that need a machine where cgroup version 2 rules alone.
+// Command vm is what the virtual machine of tools/vm runs: checks that need a machine where cgroup version 2 rules alone,
+// and a kernel with all that containers can have: traffic control, network filters, file systems with quotas.
 //
-// It runs the tests of the packages that touch cgroups, compiled outside, and then real clusters of the built programs.
-// It prints each check with its outcome and all that went wrong, and exits with 1 if anything did. It relies on what
-// tools/vm/init has mounted and leaves ending the machine to it.
+// It runs tests of the packages that touch the kernel, compiled outside, and then real clusters of the built programs.
+// It prints each check with its outcome and all that went wrong, lists what was skipped and why, and exits with 1 if
+// anything went wrong or was skipped for want of what this machine is there to have. It relies on what tools/vm/init has
+// mounted and leaves ending the machine to it.
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -28,13 +24,14 @@ import (
 func main() {
 	src := flag.String("src", "/src", "folder laid out like the repository, with bin/ and the compiled tests")
 	only := flag.String("run", "", "run only checks whose names match this regular expression")
+	names := flag.String("tests", "", "run only tests whose names match this regular expression, also such as are not run otherwise")
 	flag.Parse()
 	wanted, err := regexp.Compile(*only)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(2)
 	}
-	os.Exit(run(context.Background(), *src, wanted))
+	os.Exit(run(context.Background(), *src, wanted, *names))
 }
 
 // A check is one thing the machine must show.
@@ -49,15 +46,17 @@ const patience = 15 * time.Minute
 // testPatience is less, so that a test that hangs shows where.
 const testPatience = 14 * time.Minute
 
-func run(ctx context.Context, src string, wanted *regexp.Regexp) int {
+func run(ctx context.Context, src string, wanted *regexp.Regexp, names string) int {
 	checks := []check{{"machine", machine}}
-	tests, err := compiledTests(src)
+	var skips skips
+	tests, err := compiledTests(src, names, &skips)
 	if err != nil {
 		fmt.Println(err)
 		return 1
 	}
 	checks = append(checks, tests...)
 	checks = append(checks, clusterChecks(src)...)
+	checks = append(checks, quotaChecks(src)...)
 
 	var failed []string
 	ran := 0
@@ -81,6 +80,7 @@ func run(ctx context.Context, src string, wanted *regexp.Regexp) int {
 		}
 		fmt.Printf("--- %s: %s (%.1f s)\n", outcome, c.name, time.Since(begun).Seconds())
 	}
+	skips.list()
 	if ran == 0 {
 		fmt.Printf("no check is named like %s\n", wanted)
 		return 1
@@ -124,71 +124,6 @@ func machine(context.Context) error {
 		if f := strings.Fields(line); len(f) > 2 && f[2] == "cgroup" {
 			return fmt.Errorf("cgroup version 1 is mounted at %s", f[1])
 		}
-	}
-	return nil
-}
-
-// compiledTests makes a check of each package.test below src.
-func compiledTests(src string) ([]check, error) {
-	var checks []check
-	err := filepath.WalkDir(src, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || d.Name() != "package.test" {
-			return err
-		}
-		dir := filepath.Dir(path)
-		name, err := filepath.Rel(src, dir)
-		if err != nil {
-			return err
-		}
-		checks = append(checks, check{"tests of " + name, func(ctx context.Context) error { return runTests(ctx, dir, path) }})
-		return nil
-	})
-	if err == nil && len(checks) == 0 {
-		err = fmt.Errorf("no compiled tests below %s", src)
-	}
-	return checks, err
-}
-
-// runTests runs a compiled test in its folder, shows one line a test, and returns the whole output if one failed.
-func runTests(ctx context.Context, dir, path string) error {
-	cmd := exec.CommandContext(ctx, path, "-test.v", "-test.timeout="+testPatience.String())
-	cmd.Dir = dir
-	cmd.WaitDelay = time.Second
-	out, in := io.Pipe()
-	cmd.Stdout, cmd.Stderr = in, in
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	ended := make(chan error, 1)
-	go func() {
-		err := cmd.Wait()
-		in.Close()
-		ended <- err
-	}()
-	var all bytes.Buffer
-	passed, skipped := 0, 0
-	sc := bufio.NewScanner(io.TeeReader(out, &all))
-	sc.Buffer(nil, 1<<20)
-	for sc.Scan() {
-		line := sc.Text()
-		if strings.HasPrefix(line, "--- ") || strings.Contains(line, "--- SKIP: ") || strings.Contains(line, "--- FAIL: ") {
-			fmt.Println("    " + line)
-		}
-		switch line = strings.TrimSpace(line); {
-		case strings.HasPrefix(line, "--- PASS: "):
-			passed++
-		case strings.HasPrefix(line, "--- SKIP: "):
-			skipped++
-		}
-	}
-	_, _ = io.Copy(&all, out) // a line too long for the scanner must not stop the test's output
-	err := <-ended
-	fmt.Printf("    %d passed, %d skipped\n", passed, skipped)
-	if err != nil {
-		return fmt.Errorf("%w\n%s", err, all.String())
-	}
-	if passed == 0 {
-		return errors.New("no test passed: nothing was tested")
 	}
 	return nil
 }

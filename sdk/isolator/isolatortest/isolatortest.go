@@ -6,13 +6,14 @@
 //	}
 //
 // `mosaic module test` runs the same cases against any binary, in whatever language. The kit uses real cgroups where it
-// may and folders with the same files elsewhere; it applies no proposal to its processes, which is the agent's work and
-// tested there.
+// may and folders with the same files elsewhere. Of what a module proposes it gives its processes the new namespaces,
+// since Isolate may be there to furnish them; all else is the agent's work and tested there.
 package isolatortest
 
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -66,7 +67,7 @@ func Cases(dial kit.Dial, opts ...Option) []kit.Case {
 	for _, opt := range opts {
 		opt(&o)
 	}
-	s := &suite{Subject: kit.Subject{Dial: dial, Config: o.config}, complete: o.complete}
+	s := &suite{Subject: kit.Subject{Dial: dial, Config: o.config}, complete: o.complete, proposed: map[string][]containerv1.Namespace_Type{}}
 	cases := s.Subject.Cases()
 	cases = append(cases, s.launchCases()...)
 	cases = append(cases, s.orderCases()...)
@@ -79,6 +80,9 @@ func Cases(dial kit.Dial, opts ...Option) []kit.Case {
 type suite struct {
 	kit.Subject
 	complete func(*containerv1.Container)
+
+	mu       sync.Mutex                              // guards proposed
+	proposed map[string][]containerv1.Namespace_Type // new namespaces, by container
 }
 
 // instance is one running instance with the machine that it works on.
@@ -153,13 +157,29 @@ func (i *instance) prepare(t kit.T, c *containerv1.Container) *isolatorv1.Contai
 	for _, wrong := range isolator.CheckPrepare(i.Desc, r) {
 		t.Errorf("Prepare of container %s: %s", c.GetId(), wrong)
 	}
+	i.suite.note(c.GetId(), r.GetProposal())
 	return &isolatorv1.ContainerRecord{Container: c, State: r.GetState(), StateVersion: r.GetStateVersion()}
+}
+
+// note remembers what hold needs of a proposal.
+func (s *suite) note(id string, p *containerv1.Proposal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.proposed, id)
+	for _, n := range p.GetNamespaces() {
+		if n.GetPath() == "" {
+			s.proposed[id] = append(s.proposed[id], n.GetType())
+		}
+	}
 }
 
 // hold makes the container's process and cgroup, as a launcher does after Prepare.
 func (i *instance) hold(t kit.T, r *isolatorv1.ContainerRecord) {
 	t.Helper()
-	pid, cgroups, err := i.machine.Start(r.GetContainer().GetCgroup())
+	i.suite.mu.Lock()
+	namespaces := i.suite.proposed[r.GetContainer().GetId()]
+	i.suite.mu.Unlock()
+	pid, cgroups, err := i.machine.Start(r.GetContainer().GetCgroup(), namespaces...)
 	if err != nil {
 		t.Fatalf("make container %s: %v", r.GetContainer().GetId(), err)
 	}
@@ -169,14 +189,24 @@ func (i *instance) hold(t kit.T, r *isolatorv1.ContainerRecord) {
 // isolate must succeed, if the module wants the call.
 func (i *instance) isolate(t kit.T, r *isolatorv1.ContainerRecord) {
 	t.Helper()
+	if !i.isolateIfRoom(t, r) {
+		t.Fatalf("Isolate of container %s: there is no room for it%s", r.GetContainer().GetId(), i.Words())
+	}
+}
+
+// isolateIfRoom says whether the module has what one more container needs: it may give out something that is scarce.
+func (i *instance) isolateIfRoom(t kit.T, r *isolatorv1.ContainerRecord) bool {
+	t.Helper()
 	if !i.Wants("isolate") {
-		return
+		return true
 	}
 	ctx, cancel := call(t)
 	defer cancel()
-	if _, err := i.Isolate(ctx, &isolatorv1.IsolateRequest{OperationId: i.op(), Record: r}); err != nil {
+	_, err := i.Isolate(ctx, &isolatorv1.IsolateRequest{OperationId: i.op(), Record: r})
+	if err != nil && status.Code(err) != codes.ResourceExhausted {
 		t.Fatalf("Isolate of container %s: %v%s", r.GetContainer().GetId(), err, i.Words())
 	}
+	return err == nil
 }
 
 // update must succeed, if the module wants the call, and changes the record.

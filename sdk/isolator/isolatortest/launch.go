@@ -267,10 +267,19 @@ func (s *suite) manyUsages(t kit.T) {
 	if !i.Wants("usage") && !i.Wants("status") {
 		t.Skipf("the module wants neither usage nor status")
 	}
-	var records []*isolatorv1.ContainerRecord
+	var live, records []*isolatorv1.ContainerRecord
 	for n := range 10 {
-		records = append(records, i.launch(t, fmt.Sprintf("used-%d", n)))
+		r := i.prepare(t, i.container(t, fmt.Sprintf("used-%d", n)))
+		i.hold(t, r)
+		live = append(live, r)
+		if !i.isolateIfRoom(t, r) {
+			break
+		}
 	}
+	if len(live) < 3 { // the last found no room
+		t.Fatalf("Isolate of a second container: there is no room for it%s", i.Words())
+	}
+	records = append(records, live...)
 	for n := range 1000 {
 		r := unknown(fmt.Sprintf("gone-%d", n))
 		r.Cgroups = i.machine.Cgroups(r.GetContainer().GetId())
@@ -286,7 +295,7 @@ func (s *suite) manyUsages(t kit.T) {
 		kit.Measure(t, "usage of 1010 containers", time.Since(begin).Seconds()*1000, "ms")
 	}
 	i.measure(t, records...)
-	for _, r := range records[:10] {
+	for _, r := range live {
 		i.end(t, r)
 		i.cleanup(t, r, isolatorv1.CleanupRequest_ENDED)
 	}

@@ -88,18 +88,26 @@ func (s *suite) stress(t kit.T) {
 		r := i.prepare(t, i.container(t, fmt.Sprintf("stress-%d", n)))
 		prepare = append(prepare, time.Since(begin))
 		i.hold(t, r)
-		i.isolate(t, r)
-		live = append(live, r)
-		if n%between == between/2 {
-			i = s.reborn(t, i, live...)
-		}
-		if len(live) > 20 {
+		retire := func() {
 			oldest := live[0]
 			live = live[1:]
 			i.end(t, oldest)
 			begin := time.Now()
 			i.cleanup(t, oldest, isolatorv1.CleanupRequest_ENDED)
 			cleanup = append(cleanup, time.Since(begin))
+		}
+		for !i.isolateIfRoom(t, r) {
+			if len(live) == 0 {
+				t.Fatalf("Isolate of the only container: there is no room for it%s", i.Words())
+			}
+			retire()
+		}
+		live = append(live, r)
+		if n%between == between/2 {
+			i = s.reborn(t, i, live...)
+		}
+		if len(live) > 20 {
+			retire()
 		}
 	}
 	figures(t, "Prepare", prepare)

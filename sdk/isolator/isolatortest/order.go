@@ -39,6 +39,7 @@ func (s *suite) twice(t kit.T) {
 			t.Errorf("Prepare with the same operation id = %v, the first time it was %v", r, first)
 		}
 	}
+	i.suite.note(request.GetContainer().GetId(), first.GetProposal())
 	record := &isolatorv1.ContainerRecord{Container: request.Container, State: first.GetState(), StateVersion: first.GetStateVersion()}
 	i.hold(t, record)
 	for n := range 2 {

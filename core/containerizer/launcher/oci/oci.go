@@ -130,11 +130,13 @@ func (l *Launcher) create(ctx context.Context, r *launcher.Request) (*supervised
 	if err != nil {
 		return nil, err
 	}
-	around, err := devicesAround(l.cgroups, r.Container.GetCgroup())
-	if err != nil {
-		return nil, err
+	if l.nest.Version() != 0 {
+		around, err := supervised.DevicesAround(l.cgroups, r.Container.GetCgroup())
+		if err != nil {
+			return nil, err
+		}
+		s.Linux.Resources.Devices = deviceRules(supervised.DevicesWithin(around, supervised.DeviceRules(r)))
 	}
-	s.Linux.Resources.Devices = within(around, s.Linux.Resources.Devices)
 	config, err := json.Marshal(s)
 	if err != nil {
 		return nil, fmt.Errorf("encode bundle: %w", err)

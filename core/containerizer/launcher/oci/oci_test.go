@@ -3,7 +3,6 @@ package oci_test
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -73,6 +72,8 @@ func TestKilledAgentsTerminalsGoOn(t *testing.T) {
 	launchertest.KilledAgentsTerminals(t, newLauncher)
 }
 
+func TestRooted(t *testing.T) { launchertest.Rooted(t, newLauncher) }
+
 func TestSharing(t *testing.T) { launchertest.Sharing(t, newLauncher) }
 
 func BenchmarkLaunchTrue(b *testing.B) { launchertest.BenchmarkLaunchTrue(b, newLauncher) }
@@ -82,47 +83,11 @@ func TestKilledAgentFindsItsContainersAgain(t *testing.T) {
 	launchertest.KilledAgent(t, newLauncher)
 }
 
-// rootfs makes a root file system of one static busybox.
-func rootfs(t *testing.T, e *launchertest.Env) string {
-	t.Helper()
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Skip("there is no busybox to make a root file system of")
-	}
-	dir := filepath.Join(e.Dir, "image")
-	for _, d := range []string{"bin", "proc", "sys", "dev", "etc", "tmp", "mnt"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	src, err := os.Open(busybox)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer src.Close()
-	dst, err := os.OpenFile(filepath.Join(dir, "bin/busybox"), os.O_CREATE|os.O_WRONLY, 0o755)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.Copy(dst, src); err != nil {
-		t.Fatal(err)
-	}
-	if err := dst.Close(); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"sh", "cat", "ls", "id", "mount", "hostname", "head", "wc", "stat", "touch", "dd", "tty", "stty"} {
-		if err := os.Symlink("busybox", filepath.Join(dir, "bin", name)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
-}
-
 // TestTerminalOfAnImage: the runtime makes the terminal inside, and sends it to the shim.
 func TestTerminalOfAnImage(t *testing.T) {
 	e := launchertest.New(t)
 	l := newLauncher(t, e)
-	image := rootfs(t, e)
+	image := launchertest.Image(t, e)
 	first := e.Request("sleep", "1000")
 	h := launchertest.Start(t, l, first)
 	for name, r := range map[string]*launcher.Request{
@@ -167,71 +132,6 @@ func TestBesideABareProcess(t *testing.T) {
 	}
 	if err := h.Signal(launchertest.Context(t), syscall.SIGCONT); err != nil {
 		t.Errorf("Signal to the first = %v", err)
-	}
-}
-
-func TestRootFileSystemIsItsOwn(t *testing.T) {
-	e := launchertest.New(t)
-	l := newLauncher(t, e)
-	r := e.Request("sh", "-c", "ls /; head -c 1 /proc/kcore | wc -c; ls /sys/firmware | wc -l; echo x > /proc/sys/kernel/hostname || echo refused; head -c 3 /dev/zero | wc -c; touch /made; cat /proc/self/cgroup")
-	r.Container.Rootfs = rootfs(t, e)
-	limit := int64(96 << 20)
-	r.Proposal.Cgroup = &containerv1.CgroupResources{MemoryLimitBytes: &limit}
-	r.Proposal.Namespaces = []*containerv1.Namespace{{Type: containerv1.Namespace_PID}}
-	h := launchertest.Create(t, l, r)
-	file, hierarchies := filepath.Join(h.Cgroups()["memory"], "memory.limit_in_bytes"), 5
-	if e.Cgroups.Version() == 2 {
-		file, hierarchies = filepath.Join(h.Cgroups()[""], "memory.max"), 1
-	}
-	b, err := os.ReadFile(file)
-	if err != nil || strings.TrimSpace(string(b)) != fmt.Sprint(limit) {
-		t.Errorf("memory limit = %q (%v), want %d", b, err, limit)
-	}
-	if err := h.Start(launchertest.Context(t)); err != nil {
-		t.Fatal(err)
-	}
-	launchertest.Wait(t, h)
-	out := launchertest.Output(t, r)
-	want := "bin\ndev\netc\nmnt\nproc\nsys\ntmp\n0\n0\nrefused\n3\n"
-	if !strings.HasPrefix(out, want) {
-		t.Errorf("got %q, want it to begin with %q", out, want)
-	}
-	if _, err := os.Stat(filepath.Join(r.Container.Rootfs, "made")); err != nil {
-		t.Error(err)
-	}
-	if strings.Count(out, "/"+r.Container.Cgroup+"\n") < hierarchies {
-		t.Errorf("cgroups: %s", out)
-	}
-}
-
-func TestMountsMasksAndDevices(t *testing.T) {
-	e := launchertest.New(t)
-	l := newLauncher(t, e)
-	shared := filepath.Join(e.Dir, "shared")
-	if err := os.Mkdir(shared, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(shared, "file"), []byte("from the host"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	r := e.Request("sh", "-c", "cat /data/file; touch /data/x 2>/dev/null || echo ' read-only'; cat /secret; touch /etc/x 2>/dev/null || echo fixed; echo > /dev/full2 || echo full; cat /dev/mem2 2>/dev/null || echo denied; mount")
-	r.Container.Rootfs = rootfs(t, e)
-	if err := os.WriteFile(filepath.Join(r.Container.Rootfs, "secret"), []byte("secret"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	r.Proposal.Mounts = []*containerv1.Mount{
-		{Destination: "/data", Source: shared, Type: "bind", Options: []string{"ro"}},
-		{Destination: "/mnt", Source: "tmpfs", Type: "tmpfs", Options: []string{"size=1m"}},
-	}
-	r.Proposal.MaskedPaths = []string{"/secret"}
-	r.Proposal.ReadonlyPaths = []string{"/etc"}
-	r.Proposal.Devices = []*containerv1.Device{{Path: "/dev/full2", Type: "c", Major: 1, Minor: 7, Mode: 0o666, Access: "rw"}}
-	_, out := launchertest.Run(t, l, r)
-	if !strings.HasPrefix(out, "from the host read-only\nfixed\nfull\ndenied\n") || !strings.Contains(out, " on /mnt type tmpfs (rw,relatime,size=1024k") {
-		t.Errorf("got %s", out)
-	}
-	if b, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(b), e.Dir) {
-		t.Errorf("mounts of the container are seen on the host (%v):\n%s", err, b)
 	}
 }
 

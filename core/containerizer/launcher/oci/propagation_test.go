@@ -37,7 +37,7 @@ func TestOnlyAVolumeThatIsSharedShowsWhatIsMountedInIt(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			e := launchertest.New(t)
 			l := newLauncher(t, e)
-			image, top := rootfs(t, e), filepath.Join(e.Dir, "top")
+			image, top := launchertest.Image(t, e), filepath.Join(e.Dir, "top")
 			if err := os.Mkdir(top, 0o755); err != nil {
 				t.Fatal(err)
 			}

@@ -18,31 +18,6 @@ import (
 // specVersion is the oldest that says all that is said here; older runtimes accept it too.
 const specVersion = "1.0.2"
 
-// maskedPaths and readonlyPaths are kept from containers with a root file system of their own: files
-// below /proc and /sys that tell about, or change, the whole machine.
-//
-// Source: the lists that OCI runtimes generate by default.
-var (
-	maskedPaths = []string{
-		"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-		"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
-		"/sys/devices/virtual/powercap", "/sys/firmware",
-	}
-	readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
-)
-
-// defaultMounts are those of a container with a root file system of its own.
-func defaultMounts() []specs.Mount {
-	return []specs.Mount{
-		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
-		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
-		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}},
-		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
-	}
-}
-
 // spec converts a request to an OCI configuration. version is that of the machine's cgroups.
 func spec(r *launcher.Request, version int) (*specs.Spec, error) {
 	p := r.Proposal
@@ -61,7 +36,7 @@ func spec(r *launcher.Request, version int) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	mounts, err := mountsOf(r, p, ns)
+	mounts, err := mountsOf(r, ns)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +130,7 @@ func linuxOf(r *launcher.Request, p *containerv1.Proposal, ns supervised.Namespa
 		Namespaces:    []specs.LinuxNamespace{{Type: specs.MountNamespace}},
 		MaskedPaths:   slices.Clone(p.GetMaskedPaths()),
 		ReadonlyPaths: slices.Clone(p.GetReadonlyPaths()),
-		Resources:     resourcesOf(r, p, version),
+		Resources:     resourcesOf(p, version),
 	}
 	if r.Container.GetCgroup() != "" && version != 0 {
 		l.CgroupsPath = "/" + r.Container.GetCgroup()
@@ -166,8 +141,8 @@ func linuxOf(r *launcher.Request, p *containerv1.Proposal, ns supervised.Namespa
 		}
 	}
 	if r.Container.GetRootfs() != "" && !r.Privileged {
-		l.MaskedPaths = union(maskedPaths, l.MaskedPaths)
-		l.ReadonlyPaths = union(readonlyPaths, l.ReadonlyPaths)
+		l.MaskedPaths = union(supervised.MaskedPaths(), l.MaskedPaths)
+		l.ReadonlyPaths = union(supervised.ReadonlyPaths(), l.ReadonlyPaths)
 	}
 	for name, value := range p.GetSysctls() {
 		if err := supervised.CheckSysctl(name, ns); err != nil {
@@ -206,9 +181,9 @@ func union(a, b []string) []string {
 	return list
 }
 
-// resourcesOf repeats the cgroup's settings for the runtime, which would otherwise set its own, and
-// gives it the device rules, which it alone can apply on version 2.
-func resourcesOf(r *launcher.Request, p *containerv1.Proposal, version int) *specs.LinuxResources {
+// resourcesOf repeats the cgroup's settings for the runtime, which would otherwise set its own. The rules for devices
+// come later.
+func resourcesOf(p *containerv1.Proposal, version int) *specs.LinuxResources {
 	c := p.GetCgroup()
 	if c == nil {
 		c = &containerv1.CgroupResources{}
@@ -227,53 +202,26 @@ func resourcesOf(r *launcher.Request, p *containerv1.Proposal, version int) *spe
 		limit := *c.PidsLimit
 		res.Pids = &specs.LinuxPids{Limit: &limit}
 	}
-	switch {
-	case len(c.DeviceRules) > 0:
-		for _, d := range c.DeviceRules {
-			rule := specs.LinuxDeviceCgroup{Allow: d.GetAllow(), Type: d.GetType(), Major: d.Major, Minor: d.Minor, Access: d.GetAccess()}
-			if rule.Access == "" {
-				rule.Access = "rwm"
-			}
-			res.Devices = append(res.Devices, rule)
-		}
-	case r.Container.GetRootfs() != "":
-		res.Devices = append(res.Devices, specs.LinuxDeviceCgroup{Allow: false, Access: "rwm"})
-	default: // the host's file system, and no opinion: as for any process of the host
-		res.Devices = append(res.Devices, specs.LinuxDeviceCgroup{Allow: true, Access: "rwm"})
-	}
-	for _, d := range p.GetDevices() {
-		if d.GetType() == "p" {
-			continue
-		}
-		major, minor := d.GetMajor(), d.GetMinor()
-		rule := specs.LinuxDeviceCgroup{Allow: true, Type: d.GetType(), Major: &major, Minor: &minor, Access: d.GetAccess()}
-		if rule.Access == "" {
-			rule.Access = "rwm"
-		}
-		res.Devices = append(res.Devices, rule)
-	}
 	return res
 }
 
-// mountsOf are the container's mounts: the usual ones where it has a root file system of its own,
-// unless something else is wanted there, then the proposal's in their order.
-func mountsOf(r *launcher.Request, p *containerv1.Proposal, ns supervised.Namespaces) ([]specs.Mount, error) {
-	var list []specs.Mount
-	c := r.Container
-	switch {
-	case c.GetRootfs() != "":
-		list = defaultMounts()
-	default:
-		// The host's devices as they are: without this the runtime makes nodes of its own in them.
-		list = append(list, specs.Mount{Destination: "/dev", Type: "bind", Source: "/dev", Options: []string{"rbind"}})
-		if ns.New&unix.CLONE_NEWPID != 0 {
-			list = append(list, specs.Mount{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}})
+// deviceRules are rules in the runtime's words.
+func deviceRules(rules []*containerv1.DeviceRule) []specs.LinuxDeviceCgroup {
+	var list []specs.LinuxDeviceCgroup
+	for _, d := range rules {
+		rule := specs.LinuxDeviceCgroup{Allow: d.GetAllow(), Type: d.GetType(), Major: d.Major, Minor: d.Minor, Access: d.GetAccess()}
+		if rule.Type == "a" {
+			rule.Type = ""
 		}
+		list = append(list, rule)
 	}
-	list = slices.DeleteFunc(list, func(m specs.Mount) bool {
-		return slices.ContainsFunc(p.GetMounts(), func(o *containerv1.Mount) bool { return filepath.Clean(o.GetDestination()) == m.Destination })
-	})
-	for _, m := range p.GetMounts() {
+	return list
+}
+
+// mountsOf are the container's mounts in the runtime's words.
+func mountsOf(r *launcher.Request, ns supervised.Namespaces) ([]specs.Mount, error) {
+	var list []specs.Mount
+	for _, m := range supervised.Mounts(r, ns) {
 		o := specs.Mount{Destination: m.GetDestination(), Type: m.GetType(), Source: m.GetSource(), Options: slices.Clone(m.GetOptions())}
 		if !filepath.IsAbs(o.Destination) {
 			return nil, fmt.Errorf("mount %q, whose destination is not absolute", o.Destination)

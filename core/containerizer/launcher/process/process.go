@@ -1,9 +1,11 @@
-// Package process launches tasks that use the host's file system: a bare process under the task's
-// user, in its cgroup, with the limits, namespaces, capabilities and filter that were asked for.
+// Package process launches tasks without a runtime: a bare process under the task's user, in its
+// cgroup, with the limits, namespaces, capabilities and filter that were asked for; on the host's
+// file system and, where the agent wants it, in a root file system of its own with mounts and devices.
 //
 // A shim clones the first process straight into its namespaces; nothing but two executions of one
-// small program happens between Create and the command. What needs another root file system,
-// mounts or devices is refused by Supports and left to the oci launcher.
+// small program happens between Create and the command. What it cannot do like a runtime, such as a
+// terminal in an image or a volume that shows its mounts on the host, is refused by Supports and left
+// to the oci launcher.
 package process
 
 import (
@@ -30,14 +32,23 @@ const Name = "process"
 
 // A Launcher makes containers on the host's file system.
 type Launcher struct {
-	nest *supervised.Nest
-	log  *slog.Logger
+	nest    *supervised.Nest
+	cgroups *cgroup.Hierarchy // nil without
+	log     *slog.Logger
+	roots   bool
 }
 
 // New returns a launcher that runs shims from bin. cgroups is nil on a machine without: containers
 // that ask for nothing of it are launched all the same, and kept together by session.
 func New(bin *shim.Binary, cgroups *cgroup.Hierarchy, log *slog.Logger) *Launcher {
-	return &Launcher{nest: supervised.NewNest(bin, cgroups, log), log: log}
+	return &Launcher{nest: supervised.NewNest(bin, cgroups, log), cgroups: cgroups, log: log}
+}
+
+// WithRoots lets the launcher take containers with a root file system of their own, too, as far as it can do for them
+// what a runtime would. It is called before the launcher is used.
+func (l *Launcher) WithRoots() *Launcher {
+	l.roots = true
+	return l
 }
 
 // Name implements launcher.Launcher.
@@ -67,16 +78,6 @@ func (l *Launcher) Supports(r *launcher.Request) error {
 	switch {
 	case len(r.Argv) == 0 || r.Program() == "":
 		return errors.New("no command")
-	case r.Container.GetRootfs() != "":
-		return errors.New("a root file system of its own")
-	case len(p.GetMounts()) > 0:
-		return fmt.Errorf("mounts (%s)", p.GetMounts()[0].GetDestination())
-	case len(p.GetMaskedPaths()) > 0:
-		return fmt.Errorf("masked paths (%s)", p.GetMaskedPaths()[0])
-	case len(p.GetReadonlyPaths()) > 0:
-		return fmt.Errorf("read-only paths (%s)", p.GetReadonlyPaths()[0])
-	case len(p.GetDevices()) > 0:
-		return fmt.Errorf("devices (%s)", p.GetDevices()[0].GetPath())
 	case p.GetWindowsJob() != nil:
 		return errors.New("windows jobs")
 	case p.GetHostname() != "" && !ns.Own(unix.CLONE_NEWUTS):
@@ -88,8 +89,31 @@ func (l *Launcher) Supports(r *launcher.Request) error {
 	case os.Geteuid() != 0 && (r.User.UID != uint32(os.Geteuid()) || r.User.GID != uint32(os.Getegid())):
 		return fmt.Errorf("running as user %d without being root", r.User.UID)
 	}
+	if r.Container.GetRootfs() != "" {
+		err = l.supportsRoot(r, ns)
+	} else {
+		err = supportsHost(p)
+	}
+	if err != nil {
+		return err
+	}
 	_, err = stage(r)
 	return err
+}
+
+// supportsHost says what of a proposal is left to a runtime on the host's file system; nil for nothing.
+func supportsHost(p *containerv1.Proposal) error {
+	switch {
+	case len(p.GetMounts()) > 0:
+		return fmt.Errorf("mounts (%s)", p.GetMounts()[0].GetDestination())
+	case len(p.GetMaskedPaths()) > 0:
+		return fmt.Errorf("masked paths (%s)", p.GetMaskedPaths()[0])
+	case len(p.GetReadonlyPaths()) > 0:
+		return fmt.Errorf("read-only paths (%s)", p.GetReadonlyPaths()[0])
+	case len(p.GetDevices()) > 0:
+		return fmt.Errorf("devices (%s)", p.GetDevices()[0].GetPath())
+	}
+	return nil
 }
 
 // stage converts a request to what the first process does to itself.
@@ -160,6 +184,12 @@ func stage(r *launcher.Request) (*wire.Stage, error) {
 			}
 		}
 	}
+	if r.Container.GetRootfs() != "" {
+		if st.Root, err = rootOf(r, ns); err != nil {
+			return nil, err
+		}
+		st.PrivateMounts, st.Proc = true, false // one of the root's mounts
+	}
 	if os.Geteuid() == 0 {
 		st.SwitchUser, st.UID, st.GID, st.Groups = true, r.User.UID, r.User.GID, r.User.Groups
 	}
@@ -192,7 +222,13 @@ func (l *Launcher) create(ctx context.Context, r *launcher.Request) (*supervised
 	if err != nil {
 		return nil, err
 	}
-	birth, err := l.nest.Spawn(ctx, r, r.Proposal.GetCgroup(), nil)
+	asked := r.Proposal.GetCgroup()
+	if st.Root != nil {
+		if asked, err = l.rootedResources(r); err != nil {
+			return nil, err
+		}
+	}
+	birth, err := l.nest.Spawn(ctx, r, asked, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +238,7 @@ func (l *Launcher) create(ctx context.Context, r *launcher.Request) (*supervised
 		spec.CloneFlags |= unix.CLONE_NEWNS
 	}
 	spec.PidNamespace = ns.Join[unix.CLONE_NEWPID]
-	spec.AwaitReady = len(st.Joins) > 0
+	spec.AwaitReady = len(st.Joins) > 0 || st.Root != nil
 	spec.Stage = st.Append(nil)
 	if err := birth.BearInside(); err != nil {
 		return nil, birth.Undo(ctx, err)

@@ -133,6 +133,12 @@ func newLauncher(_ testing.TB, e *launchertest.Env) launcher.Launcher {
 
 func TestConformance(t *testing.T) { launchertest.Conformance(t, newLauncher) }
 
+func newRooted(_ testing.TB, e *launchertest.Env) launcher.Launcher {
+	return process.New(e.Shim, e.Cgroups, e.Log).WithRoots()
+}
+
+func TestRooted(t *testing.T) { launchertest.Rooted(t, newRooted) }
+
 func TestStreaming(t *testing.T) { launchertest.Streaming(t, newLauncher) }
 
 func TestKilledAgentsTerminalsGoOn(t *testing.T) { launchertest.KilledAgentsTerminals(t, newLauncher) }

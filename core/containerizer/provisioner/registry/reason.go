@@ -40,6 +40,7 @@ func Explain(err error) (reason error, again bool) {
 	var (
 		status  remoteserrors.ErrUnexpectedStatus
 		netErr  net.Error
+		dial    *net.OpError
 		unknown x509.UnknownAuthorityError
 		invalid x509.CertificateInvalidError
 		named   x509.HostnameError
@@ -57,6 +58,10 @@ func Explain(err error) (reason error, again bool) {
 		return nil, false
 	case errors.Is(err, ErrStalled):
 		return err, true
+	case errors.As(err, &dial) && dial.Op == "dial": // before the next, as which a dial that takes too long looks, too
+		return err, true
+	case errors.As(err, &netErr) && netErr.Timeout() && !errors.Is(err, context.Canceled):
+		return with(ErrStalled), true
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err, false
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):

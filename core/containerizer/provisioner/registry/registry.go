@@ -28,7 +28,7 @@ import (
 const (
 	// dialTimeout bounds reaching a machine; one that is there answers in a second, across the world.
 	dialTimeout = 15 * time.Second
-	// answerTimeout bounds the time to the first byte of an answer. Registries that fetch from others first take seconds.
+	// answerTimeout is the default of Config.AnswerTimeout. Registries that fetch from others first take seconds.
 	answerTimeout = 60 * time.Second
 	// idleTimeout is how long a connection is kept for the next pull.
 	idleTimeout = 30 * time.Second
@@ -46,6 +46,8 @@ type Config struct {
 	Mirrors map[string][]string
 	// Registries spoken with in plain HTTP.
 	PlainHTTP []string
+	// Time to the first byte of an answer. Default a minute.
+	AnswerTimeout time.Duration
 }
 
 // A Client reaches registries. Its methods may be called at the same time.
@@ -65,6 +67,9 @@ const maxLoopback = 100
 func New(cfg Config) (*Client, error) {
 	if cfg.Default == "" {
 		cfg.Default = DockerHub
+	}
+	if cfg.AnswerTimeout <= 0 {
+		cfg.AnswerTimeout = answerTimeout
 	}
 	if cfg.Default = canonical(cfg.Default); !isHost(cfg.Default) {
 		return nil, fmt.Errorf("default registry %q: want a host name and perhaps a port", cfg.Default)
@@ -103,8 +108,8 @@ func New(cfg Config) (*Client, error) {
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		TLSClientConfig:       tlsConfig,
-		TLSHandshakeTimeout:   dialTimeout,
-		ResponseHeaderTimeout: answerTimeout,
+		TLSHandshakeTimeout:   min(dialTimeout, cfg.AnswerTimeout),
+		ResponseHeaderTimeout: cfg.AnswerTimeout,
 		ExpectContinueTimeout: time.Second,
 		MaxIdleConnsPerHost:   4,
 		IdleConnTimeout:       idleTimeout,

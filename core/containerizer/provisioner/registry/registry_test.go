@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -191,6 +192,8 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		{fmt.Errorf("short: %w", io.ErrUnexpectedEOF), ErrTruncated, true},
 		{fmt.Errorf("dial: %w", syscall.ECONNREFUSED), syscall.ECONNREFUSED, true},
 		{fmt.Errorf("x: %w", ErrStalled), ErrStalled, true},
+		{fmt.Errorf("read: %w", os.ErrDeadlineExceeded), ErrStalled, true},
+		{&net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}, os.ErrDeadlineExceeded, true},
 		{fmt.Errorf("x: %w", context.Canceled), context.Canceled, false},
 		{errors.New("something"), nil, false},
 	} {

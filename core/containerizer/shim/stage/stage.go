@@ -68,12 +68,18 @@ func hold(conn int) error {
 }
 
 func before(st *wire.Stage) error {
+	if st.Root != nil {
+		// What others in namespaces that are joined could do to this process as long as it is the agent's.
+		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+			return fail("become undumpable", err)
+		}
+	}
 	for _, j := range st.Joins {
 		if err := join(j); err != nil {
 			return fail("join namespace "+j.Path, err)
 		}
 	}
-	if st.PrivateMounts {
+	if st.PrivateMounts || st.Root != nil {
 		// Mounts of the host still appear, ours stay here.
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 			return fail("make mounts private", err)
@@ -97,6 +103,34 @@ func before(st *wire.Stage) error {
 	if st.Hostname != "" {
 		if err := unix.Sethostname([]byte(st.Hostname)); err != nil {
 			return fail("set hostname "+st.Hostname, err)
+		}
+	}
+	if st.Root == nil {
+		return nil
+	}
+	// By the machine's /proc, which no image and no volume had a hand in.
+	if err := tune(st); err != nil {
+		return err
+	}
+	if err := enterRoot(st.Root); err != nil {
+		return err
+	}
+	if err := makeFolder(st.Dir); err != nil {
+		return fail("make "+st.Dir, err)
+	}
+	return protect(st.Root)
+}
+
+// tune writes settings of the kernel for this process and its namespaces.
+func tune(st *wire.Stage) error {
+	for _, c := range st.Sysctls {
+		if err := writeFile("/proc/sys/"+c.File, c.Value); err != nil {
+			return fail("set sysctl "+c.File, err)
+		}
+	}
+	if st.HasOOMScore {
+		if err := writeFile("/proc/self/oom_score_adj", itoa(int(st.OOMScore))); err != nil {
+			return fail("set oom_score_adj "+itoa(int(st.OOMScore)), err)
 		}
 	}
 	return nil
@@ -145,20 +179,23 @@ func after(conn int, st *wire.Stage) (int, error) {
 			return 1, fail("new cgroup namespace", err)
 		}
 	}
-	for _, c := range st.Sysctls {
-		if err := writeFile("/proc/sys/"+c.File, c.Value); err != nil {
-			return 1, fail("set sysctl "+c.File, err)
-		}
-	}
-	if st.HasOOMScore {
-		if err := writeFile("/proc/self/oom_score_adj", itoa(int(st.OOMScore))); err != nil {
-			return 1, fail("set oom_score_adj "+itoa(int(st.OOMScore)), err)
+	if st.Root == nil {
+		if err := tune(st); err != nil {
+			return 1, err
 		}
 	}
 	for _, l := range st.Rlimits {
 		rl := unix.Rlimit{Cur: l.Soft, Max: l.Hard}
 		if err := unix.Prlimit(0, int(l.Resource), &rl, nil); err != nil {
 			return 1, fail("set rlimit "+itoa(int(l.Resource)), err)
+		}
+	}
+	if st.Root != nil {
+		if err := giveStreams(st.UID); err != nil {
+			return 1, fail("hand over the standard streams", err)
+		}
+		if st.Root.Home {
+			st.Env = withHome(st.Env, st.UID)
 		}
 	}
 	if len(st.Seccomp) > 0 && !st.NoNewPrivileges {
@@ -172,6 +209,11 @@ func after(conn int, st *wire.Stage) (int, error) {
 	}
 	if entered != nil {
 		if err := chdir(st.Dir); err != nil { // a network file system may trust the user alone
+			return 1, fail("enter "+st.Dir, err)
+		}
+	}
+	if st.Root != nil {
+		if err := inside(); err != nil {
 			return 1, fail("enter "+st.Dir, err)
 		}
 	}

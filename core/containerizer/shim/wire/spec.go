@@ -176,6 +176,8 @@ type Stage struct {
 	NoHold bool
 	// Path is the program; empty means Argv[0].
 	Path string
+	// Root, if not nil, is put together and entered before the hold. Sysctls and OOMScore are then written before it, too.
+	Root *Root
 }
 
 // A Join is a namespace file to enter.
@@ -235,10 +237,18 @@ func (s *Stage) Append(b []byte) []byte {
 	b = appendBool(b, s.NoNewPrivileges)
 	b = appendBytes(b, s.Seccomp)
 	b = appendString(b, s.Dir)
-	b = appendStrings(b, s.Argv)
+	argv := s.Argv
+	if s.Root != nil {
+		argv = nil // to whoever knows no roots this is malformed: nothing runs outside of the root that it was to have
+	}
+	b = appendStrings(b, argv)
 	b = appendStrings(b, s.Env)
 	b = appendBool(b, s.NoHold)
-	return appendString(b, s.Path)
+	b = appendString(b, s.Path)
+	if s.Root == nil {
+		return b
+	}
+	return appendStrings(s.Root.append(b), s.Argv)
 }
 
 // ParseStage decodes a Stage. Its Seccomp shares memory with b.
@@ -268,6 +278,9 @@ func ParseStage(b []byte) (*Stage, error) {
 	s.Dir, s.Argv, s.Env = r.string(), r.strings(), r.strings()
 	s.NoHold = r.bool()
 	s.Path = r.string()
+	if s.Root = r.root(); s.Root != nil {
+		s.Argv = r.strings()
+	}
 	if r.err != nil {
 		return nil, r.err
 	}

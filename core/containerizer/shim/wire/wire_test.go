@@ -28,6 +28,18 @@ var stage = wire.Stage{
 	Dir: "/d", Argv: []string{"a", ""}, Env: []string{"A=B"}, NoHold: true, Path: "/p",
 }
 
+var rooted = wire.Stage{
+	PrivateMounts: true, Argv: []string{"a"}, Seccomp: make([]byte, 8), Root: &wire.Root{
+		Path: "/root", ReadOnly: true, OwnDev: true, Home: true,
+		Mounts: []wire.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"hidepid=2"}, Set: 1 << 20, Clear: 3},
+			{Destination: "/data", Source: "/srv", Recursive: true, Propagation: 1<<19 | 1<<14},
+		},
+		Devices: []wire.Device{{Path: "/dev/x", Mode: 0o20666, Dev: 1<<8 | 3, UID: 1, GID: 1 << 31}},
+		Masked:  []string{"/proc/kcore"}, Fixed: []string{"/proc/sys", ""},
+	},
+}
+
 func TestMessagesComeBackAsTheyWere(t *testing.T) {
 	gotSpec, err := wire.ParseSpec(spec.Append(nil))
 	if err != nil || !reflect.DeepEqual(*gotSpec, spec) {
@@ -36,6 +48,10 @@ func TestMessagesComeBackAsTheyWere(t *testing.T) {
 	gotStage, err := wire.ParseStage(stage.Append(nil))
 	if err != nil || !reflect.DeepEqual(*gotStage, stage) {
 		t.Errorf("ParseStage = %+v, %v; want %+v", gotStage, err, stage)
+	}
+	gotRooted, err := wire.ParseStage(rooted.Append(nil))
+	if err != nil || !reflect.DeepEqual(*gotRooted, rooted) {
+		t.Errorf("ParseStage = %+v, %v; want %+v", gotRooted, err, rooted)
 	}
 	state := wire.State{Pid: 1 << 22, StartTicks: ^uint64(0), Started: true, Exited: true, WaitStatus: 0xffffffff, Abilities: wire.CanRun}
 	gotState, err := wire.ParseState(state.Append(nil))
@@ -61,6 +77,18 @@ func TestFieldsThatAnOlderWriterDidNotKnowAreZero(t *testing.T) {
 	s, err := wire.ParseState(nil)
 	if err != nil || s != (wire.State{}) {
 		t.Errorf("ParseState(nil) = %+v, %v", s, err)
+	}
+}
+
+// A stage that knows no roots reads up to Path only. It must not run the command where it is.
+func TestARootIsNeverOverlooked(t *testing.T) {
+	old := rooted
+	old.Root = nil
+	for _, size := range []int{len(rooted.Append(nil)), len(old.Append(nil)) - 2} { // Argv has two bytes
+		b := rooted.Append(nil)[:size]
+		if st, err := wire.ParseStage(b); err == nil && st.Root == nil {
+			t.Errorf("ParseStage of the first %d bytes = %+v, want a root or an error", size, st)
+		}
 	}
 }
 
@@ -95,7 +123,7 @@ func TestNoInputPanics(t *testing.T) {
 		_, _, _ = wire.ParseSize(b)
 		_, _, _, _ = wire.Header(b)
 	}
-	for _, whole := range [][]byte{spec.Append(nil), stage.Append(nil)} {
+	for _, whole := range [][]byte{spec.Append(nil), stage.Append(nil), rooted.Append(nil)} {
 		for i := range whole {
 			parse(whole[:i])
 			for range 20 {
@@ -117,6 +145,7 @@ func TestNoInputPanics(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add(spec.Append(nil))
 	f.Add(stage.Append(nil))
+	f.Add(rooted.Append(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if s, err := wire.ParseSpec(b); err == nil {
 			if again, err := wire.ParseSpec(s.Append(nil)); err != nil || !reflect.DeepEqual(s, again) {

@@ -1,4 +1,4 @@
-package oci
+package supervised
 
 import (
 	"bufio"
@@ -12,21 +12,57 @@ import (
 	"strconv"
 	"strings"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/mosaic-cluster/mosaic/core/containerizer/cgroup"
+	"github.com/mosaic-cluster/mosaic/core/containerizer/launcher"
+	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 )
 
 // On version 1 of cgroups a group that may use some devices only has no group below it that may use more, and to say
 // "all" in it is refused as such, also where nobody means more than what is left. So what is allowed to a container is
 // what is allowed around it, where that is not all. On version 2 each group's rules are asked anyway.
 
+// What a rule says that concerns every device, and everything one can do with it.
+const (
+	allTypes  = "a"
+	allAccess = "rwm"
+)
+
+// DeviceRules are what a container may do with devices, in the order in which they count: the proposal's rules or, without
+// any, all devices on the machine's file system and none on one of its own; then the devices it is given.
+func DeviceRules(r *launcher.Request) []*containerv1.DeviceRule {
+	var list []*containerv1.DeviceRule
+	for _, d := range r.Proposal.GetCgroup().GetDeviceRules() {
+		d = proto.CloneOf(d)
+		if d.Access == "" {
+			d.Access = allAccess
+		}
+		list = append(list, d)
+	}
+	if len(list) == 0 {
+		list = append(list, &containerv1.DeviceRule{Allow: r.Container.GetRootfs() == "", Type: allTypes, Access: allAccess})
+	}
+	for _, d := range r.Proposal.GetDevices() {
+		if d.GetType() == "p" {
+			continue
+		}
+		major, minor := d.GetMajor(), d.GetMinor()
+		rule := &containerv1.DeviceRule{Allow: true, Type: d.GetType(), Major: &major, Minor: &minor, Access: d.GetAccess()}
+		if rule.Access == "" {
+			rule.Access = allAccess
+		}
+		list = append(list, rule)
+	}
+	return list
+}
+
 // maxDeviceRules bounds the rules that are read of a cgroup. A list is a handful of lines; one that names each of a
 // machine's disks has hundreds.
 const maxDeviceRules = 10_000
 
-// devicesAround returns the rules of the cgroup around rel, nil where all devices are allowed or nothing says otherwise.
-func devicesAround(cgroups *cgroup.Hierarchy, rel string) ([]specs.LinuxDeviceCgroup, error) {
+// DevicesAround returns the rules of the cgroup around rel, nil where all devices are allowed or nothing says otherwise.
+func DevicesAround(cgroups *cgroup.Hierarchy, rel string) ([]*containerv1.DeviceRule, error) {
 	outer := path.Dir(rel)
 	if cgroups == nil || cgroups.Version() != 1 || rel == "" || outer == "." {
 		return nil, nil
@@ -56,8 +92,8 @@ func devicesAround(cgroups *cgroup.Hierarchy, rel string) ([]specs.LinuxDeviceCg
 
 // parseDevices reads a devices.list: lines "TYPE MAJOR:MINOR ACCESS", in which numbers may be "*". What allows all
 // comes out as nil; what allows none has one rule that denies all.
-func parseDevices(r io.Reader) ([]specs.LinuxDeviceCgroup, error) {
-	rules := []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
+func parseDevices(r io.Reader) ([]*containerv1.DeviceRule, error) {
+	rules := []*containerv1.DeviceRule{{Type: allTypes, Access: allAccess}}
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
@@ -71,7 +107,7 @@ func parseDevices(r io.Reader) ([]specs.LinuxDeviceCgroup, error) {
 			return nil, fmt.Errorf("line %q, want type, numbers and access", lines.Text())
 		}
 		major, minor, _ := strings.Cut(fields[1], ":")
-		rule := specs.LinuxDeviceCgroup{Allow: true, Type: fields[0], Access: fields[2]}
+		rule := &containerv1.DeviceRule{Allow: true, Type: fields[0], Access: fields[2]}
 		var err error
 		if rule.Major, err = deviceNumber(major); err == nil {
 			rule.Minor, err = deviceNumber(minor)
@@ -94,14 +130,14 @@ func deviceNumber(text string) (*int64, error) {
 	return &n, err
 }
 
-// within puts what is allowed around in the place of rules that allow all.
-func within(around, rules []specs.LinuxDeviceCgroup) []specs.LinuxDeviceCgroup {
+// DevicesWithin puts what is allowed around in the place of rules that allow all.
+func DevicesWithin(around, rules []*containerv1.DeviceRule) []*containerv1.DeviceRule {
 	if around == nil {
 		return rules
 	}
-	var out []specs.LinuxDeviceCgroup
+	var out []*containerv1.DeviceRule
 	for _, r := range rules {
-		if r.Allow && (r.Type == "" || r.Type == "a") && r.Major == nil && r.Minor == nil {
+		if r.GetAllow() && (r.GetType() == "" || r.GetType() == allTypes) && r.Major == nil && r.Minor == nil {
 			out = append(out, around...)
 		} else {
 			out = append(out, r)
