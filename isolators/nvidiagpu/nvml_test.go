@@ -105,43 +105,17 @@ func TestABrokenGPUDoesNotHideTheOthers(t *testing.T) {
 	}
 }
 
-// stub is a driver library with four GPUs and nothing that a module could do without.
-const stub = `
-#include <stdio.h>
-#include <string.h>
-static int gpu[4] = {0, 1, 2, 3};
-int nvmlInit_v2(void) { return 0; }
-int nvmlInitWithFlags(unsigned f) { return 0; }
-int nvmlInit(void) { return 0; }
-int nvmlShutdown(void) { return 0; }
-const char *nvmlErrorString(int r) { return "stub"; }
-int nvmlSystemGetDriverVersion(char *v, unsigned n) { snprintf(v, n, "580.99"); return 0; }
-int nvmlDeviceGetCount_v2(unsigned *n) { *n = 4; return 0; }
-int nvmlDeviceGetCount(unsigned *n) { *n = 4; return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **d) { if (i > 3) return 2; *d = &gpu[i]; return 0; }
-int nvmlDeviceGetHandleByIndex(unsigned i, void **d) { return nvmlDeviceGetHandleByIndex_v2(i, d); }
-int nvmlDeviceGetUUID(int *d, char *s, unsigned n) { snprintf(s, n, "GPU-stub-%d", *d); return 0; }
-int nvmlDeviceGetMinorNumber(int *d, unsigned *m) { *m = *d; return 0; }
-int nvmlDeviceGetName(int *d, char *s, unsigned n) { snprintf(s, n, "Stub"); return 0; }
-int nvmlDeviceGetHandleByUUID(const char *s, void **d) { for (int i = 0; i < 4; i++) { char u[32]; snprintf(u, 32, "GPU-stub-%d", i); if (!strcmp(s, u)) { *d = &gpu[i]; return 0; } } return 6; }
-int nvmlDeviceGetUtilizationRates(int *d, unsigned *u) { u[0] = 50 + *d; u[1] = 25; return 0; }
-`
-
-// driverLibrary compiles a library for the test.
+// driverLibrary compiles the stub of a driver's library with four GPUs.
 func driverLibrary(t *testing.T) string {
 	t.Helper()
 	gcc, err := exec.LookPath("gcc")
 	if err != nil {
 		t.Skip("there is no C compiler to build the stub with")
 	}
-	dir := t.TempDir()
-	source, library := filepath.Join(dir, "stub.c"), filepath.Join(dir, "libnvidia-ml.so.1")
-	if err := os.WriteFile(source, []byte(stub), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	library := filepath.Join(t.TempDir(), "libnvidia-ml.so.1")
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	if out, err := exec.CommandContext(ctx, gcc, "-shared", "-fPIC", "-o", library, source).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, gcc, "-shared", "-fPIC", "-o", library, "testdata/nvml.c").CombinedOutput(); err != nil {
 		t.Fatalf("build the stub: %v\n%s", err, out)
 	}
 	return library
