@@ -319,7 +319,7 @@ func prune(t *testing.T, c *cluster.Cluster) {
 // stdoutOf is what a task of any framework wrote.
 func stdoutOf(t *testing.T, c *cluster.Cluster, task string) string {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(c.Dir, "agent", "slaves", "*", "frameworks", "*", "executors", task, "runs", "*", "stdout"))
+	files, err := filepath.Glob(filepath.Join(c.Dir, "agent", "slaves", "*", "frameworks", "*", "executors", task, "runs", "latest", "stdout"))
 	if err != nil {
 		t.Fatal(err)
 	}

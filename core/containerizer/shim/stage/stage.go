@@ -235,11 +235,14 @@ func after(conn int, st *wire.Stage) (int, error) {
 			return 1, fail("load seccomp filter", err)
 		}
 	}
-	errno := x.run()
-	if errno == syscall.ENOENT {
+	switch errno := x.run(); errno {
+	case syscall.ENOENT:
 		return 127, fail("exec "+program(st), errno)
+	case syscall.ENOEXEC:
+		return 126, fail("exec "+program(st)+", which is for another kind of machine", errno)
+	default:
+		return 126, fail("exec "+program(st), errno)
 	}
-	return 126, fail("exec "+program(st), errno)
 }
 
 func chdir(dir string) error {
@@ -426,7 +429,7 @@ func (x *execution) run() syscall.Errno {
 	worst := syscall.ENOENT
 	for _, p := range x.paths {
 		e := execve(p, x.argv, x.env)
-		if e == syscall.ENOEXEC {
+		if e == syscall.ENOEXEC && !machineCode(p) {
 			x.shell[1] = p
 			e = execve(x.sh, x.shell, x.env)
 		}
@@ -439,6 +442,19 @@ func (x *execution) run() syscall.Errno {
 		}
 	}
 	return worst
+}
+
+// machineCode says whether a file that the kernel does not take is a program all the same: for another kind of machine. A
+// shell would read it as a script, and say something that nobody understands.
+func machineCode(path *byte) bool {
+	fd, err := syscall.Open(unix.BytePtrToString(path), syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer syscall.Close(fd)
+	var head [4]byte
+	n, err := syscall.Read(fd, head[:])
+	return err == nil && n == len(head) && string(head[:]) == "\x7fELF"
 }
 
 func execve(path *byte, argv, env []*byte) syscall.Errno {
