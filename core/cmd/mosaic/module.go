@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -108,7 +109,12 @@ func describe(ctx context.Context, binary string, args []string) (*modulev1.Desc
 		}
 		m.Args = args
 	}
-	return modulehost.Describe(ctx, describeOptions(modulehost.Options{Version: version, Bundle: bundle, ProgramDirs: programs, CacheDir: schemaCacheDir()}), m)
+	d, err := modulehost.Describe(ctx, describeOptions(modulehost.Options{Version: version, Bundle: bundle, ProgramDirs: programs, CacheDir: schemaCacheDir()}), m)
+	if wrong := (*modulehost.CompositionError)(nil); errors.As(err, &wrong) && len(wrong.Diagnostics) > 0 {
+		first := wrong.Diagnostics[0] // there is no file whose place it could name
+		return nil, fmt.Errorf("%s: %s", first.Summary, first.Detail)
+	}
+	return d, err
 }
 
 func printDescription(cmd *cobra.Command, d *modulev1.DescribeResponse) {
