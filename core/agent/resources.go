@@ -16,9 +16,11 @@ import (
 // mention, what the machine has, less what Mesos leaves to the system.
 
 const (
-	defaultPorts = "ports:[31000-32000]"
-	mib          = 1 << 20
-	gib          = 1 << 30
+	// DefaultPorts is what is offered of ports where the configuration does not mention them.
+	DefaultPorts = "ports:[31000-32000]"
+
+	mib = 1 << 20
+	gib = 1 << 30
 )
 
 // agentInfo describes the agent by its configuration, without an id.
@@ -63,7 +65,7 @@ func (c *Config) resources(m facts) ([]*mesosv1.Resource, error) {
 		if !set.Named(name).Empty() {
 			continue
 		}
-		text := defaultPorts
+		text := DefaultPorts
 		if name != "ports" {
 			var v float64
 			switch name {

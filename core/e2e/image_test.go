@@ -143,6 +143,9 @@ func TestAnImageThatCannotBeHadFailsItsTaskWithTheReason(t *testing.T) {
 	if names, files := imagesOf(t, c); len(names) > 0 || len(files) > 0 {
 		t.Errorf("images that could not be had left %v, %v", names, files)
 	}
+	if err := f.Enough(ctx); err != nil {
+		t.Fatal(err)
+	}
 	// The same registry gives what is whole.
 	if r := mosaic(t, c, 0, "run", "--image", image, "--mem", "64", "--", "/bin/cat", "/www/index.html"); r.Stdout != registryPage {
 		t.Errorf("a sound image ran with %q, want %q", r.Stdout, registryPage)
@@ -180,5 +183,36 @@ func TestAnAgentHasCredentialsForAPrivateRegistry(t *testing.T) {
 	right := start(t, cluster.Options{Composition: credentials("right.json", "open sesame")})
 	if r := mosaic(t, right, 0, "run", "--image", image, "--mem", "64", "--", "/bin/cat", "/www/index.html"); r.Stdout != registryPage {
 		t.Errorf("with the right password: %q, want %q", r.Stdout, registryPage)
+	}
+}
+
+func TestAnAgentAsksACredentialHelper(t *testing.T) {
+	needRoot(t)
+	image := imageRegistry(t, "-user", "carol", "-password", "open sesame")
+	host, _, _ := strings.Cut(image, "/")
+	folder := t.TempDir()
+	for name, script := range map[string]string{
+		"knows":   fmt.Sprintf("read registry\n[ \"$1 $registry\" = 'get %s' ] && echo '{\"Username\":\"carol\",\"Secret\":\"open sesame\"}'\n", host),
+		"refuses": "echo 'this machine has no role'\nexit 1\n",
+	} {
+		if err := os.WriteFile(filepath.Join(folder, "docker-credential-"+name), []byte("#!/bin/sh\n"+script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	with := func(helper string) *cluster.Cluster {
+		config := filepath.Join(folder, helper+".json")
+		if err := os.WriteFile(config, fmt.Appendf(nil, `{"credHelpers": {%q: %q}}`, host, helper), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return start(t, cluster.Options{
+			Composition: fmt.Sprintf("agent {\n  docker_config = %q\n}\n", config), Env: []string{"PATH=" + folder + ":" + os.Getenv("PATH")},
+		})
+	}
+	if r := mosaic(t, with("knows"), 0, "run", "--image", image, "--mem", "64", "--", "/bin/cat", "/www/index.html"); r.Stdout != registryPage {
+		t.Errorf("with a helper: %q, want %q", r.Stdout, registryPage)
+	}
+	r := mosaic(t, with("refuses"), 125, "run", "--image", image, "--mem", "64", "--", "/bin/cat", "/www/index.html")
+	if !strings.Contains(r.Stderr, "docker-credential-refuses") || !strings.Contains(r.Stderr, "this machine has no role") {
+		t.Errorf("with a helper that refuses: %q, want what it says", r.Stderr)
 	}
 }

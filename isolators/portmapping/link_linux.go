@@ -170,9 +170,15 @@ func portsOf(c *containerv1.Container) resources.Ranges {
 		if r.GetName() != "ports" || r.GetType() != mesosv1.Value_RANGES {
 			continue
 		}
-		for _, v := range r.GetRanges().GetRange() {
-			list = append(list, resources.Range{Begin: v.GetBegin(), End: v.GetEnd()})
-		}
+		list = append(list, rangesOf(r.GetRanges())...)
+	}
+	return resources.NewRanges(list...)
+}
+
+func rangesOf(v *mesosv1.Value_Ranges) resources.Ranges {
+	var list []resources.Range
+	for _, r := range v.GetRange() {
+		list = append(list, resources.Range{Begin: r.GetBegin(), End: r.GetEnd()})
 	}
 	return resources.NewRanges(list...)
 }

@@ -126,8 +126,14 @@ func (i *Isolator) Info() module.Info {
 	}
 }
 
-// configured looks whether the machine has what is needed; it changes nothing.
-func (i *Isolator) configured(context.Context, *modulev1.NodeFacts) error {
+// configured looks whether the machine has what is needed; it changes nothing. Ports that the agent offers cannot be a
+// container's of its own as well.
+func (i *Isolator) configured(_ context.Context, node *modulev1.NodeFacts) error {
+	if pool, err := i.config.Get().pool(); err == nil {
+		if both := pool.Intersect(rangesOf(node.GetPorts())); len(both) > 0 {
+			return module.Wrong("ephemeral_ports", "got %s, of which the agent offers %v as ports in its resources: want ports that it does not offer", i.config.Get().Ephemeral, both)
+		}
+	}
 	i.mu.Lock()
 	i.forget() // another interface or address may hold
 	i.mu.Unlock()

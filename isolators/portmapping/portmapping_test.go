@@ -26,6 +26,7 @@ import (
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 	isolatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/isolator/v1"
+	modulev1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/module/v1"
 )
 
 func TestConformance(t *testing.T) {
@@ -536,5 +537,28 @@ func TestAFairQueueOrARefusal(t *testing.T) {
 	// Without a fair queue up to 1,000 packets would wait in front: 1.5 s.
 	if beside[10] > alone[10]+300*time.Millisecond {
 		t.Errorf("round trip p50 %s beside a bulk connection, %s alone; want at most 300 ms more", beside[10], alone[10])
+	}
+}
+
+func TestPortsThatTheAgentOffersAreRefusedAsEphemeralOnes(t *testing.T) {
+	node := func(begin, end uint64) *modulev1.NodeFacts {
+		return &modulev1.NodeFacts{Ports: &mesosv1.Value_Ranges{Range: []*mesosv1.Value_Range{{Begin: &begin, End: &end}}}}
+	}
+	const config = `{"ephemeral_ports":"[40000-40999]","ephemeral_ports_per_container":64}`
+	configure := func(n *modulev1.NodeFacts) []*modulev1.AttributeError {
+		t.Helper()
+		c := moduletest.Dial(t, portmapping.New())
+		r, err := c.Module.Configure(t.Context(), &modulev1.ConfigureRequest{ConfigJson: config, Node: n})
+		if err != nil {
+			t.Fatalf("Configure: %v", err)
+		}
+		return r.GetErrors()
+	}
+	if errs := configure(node(31000, 39999)); len(errs) > 0 {
+		t.Errorf("Configure beside offered ports = %v; want it taken", errs)
+	}
+	errs := configure(node(31000, 40000))
+	if len(errs) != 1 || errs[0].GetPath() != "ephemeral_ports" || !strings.Contains(errs[0].GetMessage(), "40000") {
+		t.Errorf("Configure with an ephemeral port that is offered = %v; want a refusal that names the attribute and the port", errs)
 	}
 }

@@ -43,9 +43,13 @@ func (i *Isolator) lookOnce() {
 	begin := time.Now()
 	cfg := i.config.Get()
 	i.mu.Lock()
-	containers := maps.Clone(i.containers)
+	containers, offered := maps.Clone(i.containers), i.offered
 	i.mu.Unlock()
-	found, err := violations(cfg, containers)
+	watched, err := cfg.watched(offered)
+	var found map[string]resources.Ranges
+	if err == nil {
+		found, err = violations(watched, containers)
+	}
 	i.health(err)
 	if err != nil {
 		return
@@ -118,12 +122,8 @@ func allowed(containers map[string]tracked) map[string]resources.Ranges {
 	return all
 }
 
-// violations gives the ports on which containers listen without having been given them, by container id.
-func violations(cfg *Config, containers map[string]tracked) (map[string]resources.Ranges, error) {
-	watched, err := cfg.watched()
-	if err != nil {
-		return nil, err
-	}
+// violations gives those of the watched ports on which containers listen without having been given them, by container id.
+func violations(watched resources.Ranges, containers map[string]tracked) (map[string]resources.Ranges, error) {
 	sockets, err := listeners()
 	if err != nil {
 		return nil, err

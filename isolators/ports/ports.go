@@ -30,15 +30,17 @@ import (
 type Config struct {
 	Enforce       bool          `hcl:"enforce_container_ports,optional" doc:"End containers that listen on ports they were not given; otherwise they are only reported."`
 	AgentOnly     bool          `hcl:"check_agent_port_range_only,optional" doc:"Look only at ports of agent_port_range: others are free to all." conflicts:"container_ports_isolated_range"`
-	AgentRange    string        `hcl:"agent_port_range,optional" doc:"The ports that the agent offers, as in its resources."`
+	AgentRange    string        `hcl:"agent_port_range,optional" doc:"The ports that the agent offers; unset takes those it tells."`
 	IsolatedRange string        `hcl:"container_ports_isolated_range,optional" doc:"Look only at these ports, such as [1024-32767,61000-65535]; unset looks at all."`
 	Interval      time.Duration `hcl:"container_ports_watch_interval,optional" doc:"Time between two looks." min:"10ms"`
 }
 
-// watched gives the ports that are looked at.
-func (c *Config) watched() (resources.Ranges, error) {
+// watched gives the ports that are looked at, where the agent offers these.
+func (c *Config) watched(offered resources.Ranges) (resources.Ranges, error) {
 	text := "[1-65535]"
 	switch {
+	case c.AgentOnly && c.AgentRange == "":
+		return offered, nil
 	case c.AgentOnly:
 		text = c.AgentRange
 	case c.IsolatedRange != "":
@@ -69,8 +71,10 @@ func parseRanges(text string) (resources.Ranges, error) {
 
 func validate(c *Config) error {
 	var errs []error
-	if _, err := parseRanges(c.AgentRange); err != nil {
-		errs = append(errs, module.Wrong("agent_port_range", "%v", err))
+	if c.AgentRange != "" {
+		if _, err := parseRanges(c.AgentRange); err != nil {
+			errs = append(errs, module.Wrong("agent_port_range", "%v", err))
+		}
 	}
 	if c.IsolatedRange != "" {
 		if _, err := parseRanges(c.IsolatedRange); err != nil {
@@ -93,6 +97,7 @@ type Isolator struct {
 
 	mu         sync.Mutex               // guards what follows
 	containers map[string]tracked       // by id
+	offered    resources.Ranges         // ports that the agent offers
 	looking    bool                     // the goroutine that looks lives
 	said       map[string]string        // last report by container id, so that it is not repeated each interval
 	blind      string                   // why the last look failed
@@ -109,7 +114,7 @@ type tracked struct {
 // New returns the module with the defaults of Mesos: a look every 30 seconds that only reports.
 func New() *Isolator {
 	return &Isolator{
-		config: module.NewConfig(Config{AgentRange: "[31000-32000]", Interval: 30 * time.Second}, validate),
+		config: module.NewConfig(Config{Interval: 30 * time.Second}, validate),
 		events: module.NewEvents(), log: module.NewLogger(), wake: make(chan struct{}, 1),
 		containers: map[string]tracked{}, said: map[string]string{},
 	}
@@ -125,6 +130,9 @@ func (i *Isolator) Info() module.Info {
 }
 
 func (i *Isolator) configured(_ context.Context, node *modulev1.NodeFacts) error {
+	i.mu.Lock()
+	i.offered = rangesOf(node.GetPorts())
+	i.mu.Unlock()
 	_, err := listeners()
 	switch {
 	case err != nil && i.config.Get().Enforce:
@@ -154,9 +162,15 @@ func portsOf(c *containerv1.Container) resources.Ranges {
 		if r.GetName() != "ports" || r.GetType() != mesosv1.Value_RANGES {
 			continue
 		}
-		for _, v := range r.GetRanges().GetRange() {
-			list = append(list, resources.Range{Begin: v.GetBegin(), End: v.GetEnd()})
-		}
+		list = append(list, rangesOf(r.GetRanges())...)
+	}
+	return resources.NewRanges(list...)
+}
+
+func rangesOf(v *mesosv1.Value_Ranges) resources.Ranges {
+	var list []resources.Range
+	for _, r := range v.GetRange() {
+		list = append(list, resources.Range{Begin: r.GetBegin(), End: r.GetEnd()})
 	}
 	return resources.NewRanges(list...)
 }

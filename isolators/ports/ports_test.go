@@ -238,6 +238,28 @@ func TestOnlyPortsOfTheWatchedRangeCount(t *testing.T) {
 	}
 }
 
+func TestThePortsThatTheAgentOffersAreWatchedWhereNoneAreSaid(t *testing.T) {
+	const config = `{"enforce_container_ports":true,"container_ports_watch_interval":10000000,"check_agent_port_range_only":true}`
+	for _, test := range []struct {
+		begin, end uint64
+		found      bool
+	}{{1, 1023, false}, {1024, 65535, true}} {
+		c := moduletest.Dial(t, ports.New())
+		node := moduletest.Node()
+		node.Ports = &mesosv1.Value_Ranges{Range: []*mesosv1.Value_Range{{Begin: &test.begin, End: &test.end}}}
+		if r, err := c.Module.Configure(t.Context(), &modulev1.ConfigureRequest{ConfigJson: config, Node: node}); err != nil || len(r.GetErrors()) > 0 {
+			t.Fatalf("Configure = %v, %v", r, err)
+		}
+		h := &harness{c, t, kit.NewMachine(t)}
+		port := h.listen(h.container("c"), "tcp4")
+		if test.found {
+			h.limited("c", port)
+		} else {
+			h.metric("unallocated_listeners", 0)
+		}
+	}
+}
+
 func TestRangesThatMakeNoSenseAreRefused(t *testing.T) {
 	for config, path := range map[string]string{
 		`{"container_ports_isolated_range":"[5-1]"}`:                                          "container_ports_isolated_range",

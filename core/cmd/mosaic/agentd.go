@@ -173,6 +173,7 @@ func runAgent(ctx context.Context, o agentOptions, l net.Listener, log *slog.Log
 	if err != nil {
 		return err
 	}
+	node.Ports = offeredPorts(o.resources)
 	programs, err := programDirs(set.ModuleDir)
 	if err != nil {
 		return err
@@ -321,9 +322,15 @@ func newContainerizer(o agentOptions, workDir, run string, store *agent.Store, i
 		}
 		deny = append(deny, p)
 	}
+	var ca []byte
+	if set.FetcherCA != "" {
+		if ca, err = os.ReadFile(set.FetcherCA); err != nil {
+			return nil, fmt.Errorf("fetcher_ca: %w", err)
+		}
+	}
 	fetch, err := fetcher.New(fetcher.Config{
 		CacheDir: filepath.Join(workDir, "fetch"), CacheSize: int64(set.FetcherCacheSize), StallTimeout: set.FetcherStallTimeout,
-		MaxSize: int64(set.FetcherMaxSize), Schemes: set.FetcherSchemes, Redirects: zeroIsNone(set.FetcherRedirects), Deny: deny, Logger: log,
+		MaxSize: int64(set.FetcherMaxSize), Schemes: set.FetcherSchemes, Redirects: zeroIsNone(set.FetcherRedirects), Deny: deny, CA: ca, Hadoop: set.FetcherHadoop, Logger: log,
 	})
 	if err != nil {
 		return nil, err

@@ -12,7 +12,9 @@ import (
 
 	"github.com/hashicorp/hcl/v2"
 
+	"github.com/mosaic-cluster/mosaic/core/agent"
 	"github.com/mosaic-cluster/mosaic/core/modulehost"
+	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	"github.com/mosaic-cluster/mosaic/sdk/resources"
 )
 
@@ -147,4 +149,26 @@ func appendAmounts(text string, add map[string]float64) (string, error) {
 		return string(joined), err
 	}
 	return text, nil
+}
+
+// offeredPorts are the ports that an agent with these resources offers, as modules are told of them. What cannot be read
+// the agent itself refuses, with the reason.
+func offeredPorts(text string) *mesosv1.Value_Ranges {
+	for _, t := range []string{text, agent.DefaultPorts} {
+		list, err := resources.Parse(t, "*")
+		if err != nil {
+			return nil
+		}
+		offered := &mesosv1.Value_Ranges{}
+		written := false
+		for _, r := range list {
+			if r.GetName() == "ports" {
+				offered.Range, written = append(offered.Range, r.GetRanges().GetRange()...), true
+			}
+		}
+		if written {
+			return offered
+		}
+	}
+	return nil
 }

@@ -192,7 +192,7 @@ func (p *Provisioner) repeat(ctx context.Context, name string, progress *progres
 
 // once is one try. What it fetched so far stays for the next one, while the lease holds it.
 func (p *Provisioner) once(ctx context.Context, s *store, name string, creds *registry.Credentials, progress *progress) (*pulled, error) {
-	resolver, err := p.registries.Resolver(creds)
+	resolver, err := p.registries.Resolver(ctx, creds)
 	if err != nil {
 		return nil, err
 	}

@@ -5,12 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 )
 
 // Credentials are what a Docker configuration file holds of registries: who we are at each.
 type Credentials struct {
-	hosts map[string]credential
+	hosts   map[string]credential
+	helpers map[string]string // registry to the helper that knows who we are there
+	store   string            // helper for registries that are in neither
 }
 
 // credential is for one registry.
@@ -23,11 +26,23 @@ type credential struct {
 const maxCredentials = 1 << 20
 
 // ParseCredentials reads a Docker configuration file (`~/.docker/config.json`), or the older form of it that is the
-// list of registries alone (`.dockercfg`).
+// list of registries alone (`.dockercfg`), which came with a task.
 //
-// Helpers for credentials are programs of the person whose file it is. They are not run, and a file that has nothing
-// else is refused: pulls would go on as nobody, and fail for a reason that nobody understands.
+// Helpers for credentials that it names are not run: they would speak for this machine, which is not the task's. A file
+// that has nothing else is refused: pulls would go on as nobody, and fail for a reason that nobody understands.
 func ParseCredentials(b []byte) (*Credentials, error) {
+	c, err := parseCredentials(b)
+	if err != nil {
+		return nil, err
+	}
+	if len(c.hosts) == 0 && (c.store != "" || len(c.helpers) > 0) {
+		return nil, errors.New("docker configuration: names credential helpers, which are run for the agent's own configuration only; want entries under auths")
+	}
+	c.helpers, c.store = nil, ""
+	return c, nil
+}
+
+func parseCredentials(b []byte) (*Credentials, error) {
 	if len(b) > maxCredentials {
 		return nil, fmt.Errorf("docker configuration: %d bytes, want at most %d", len(b), maxCredentials)
 	}
@@ -53,7 +68,10 @@ func ParseCredentials(b []byte) (*Credentials, error) {
 			file.Auths = older
 		}
 	}
-	c := &Credentials{hosts: map[string]credential{}}
+	c := &Credentials{hosts: map[string]credential{}, helpers: map[string]string{}, store: file.CredsStore}
+	for name, helper := range file.CredHelpers {
+		c.helpers[hostOf(name)] = helper
+	}
 	for name, e := range file.Auths {
 		user, secret := e.Username, e.Password
 		if e.Auth != "" {
@@ -71,9 +89,6 @@ func ParseCredentials(b []byte) (*Credentials, error) {
 			continue
 		}
 		c.hosts[hostOf(name)] = credential{user: user, secret: secret, bearer: e.RegistryToken}
-	}
-	if len(c.hosts) == 0 && (file.CredsStore != "" || len(file.CredHelpers) > 0) {
-		return nil, errors.New("docker configuration: names credential helpers, which are not run here; want entries under auths")
 	}
 	return c, nil
 }
@@ -96,12 +111,20 @@ func canonical(host string) string {
 	return host
 }
 
-// of is what is known for a registry; nothing, if nothing is.
-func (c *Credentials) of(host string) credential {
+// of is what is known for a registry, or who is to be asked; nothing, if nothing is. A helper for one registry goes before
+// what the file says, and that before the helper for all of them.
+func (c *Credentials) of(host string) (known credential, helper string) {
 	if c == nil {
-		return credential{}
+		return credential{}, ""
 	}
-	return c.hosts[canonical(host)]
+	host = canonical(host)
+	if helper = c.helpers[host]; helper != "" {
+		return credential{}, helper
+	}
+	if known, ok := c.hosts[host]; ok {
+		return known, ""
+	}
+	return credential{}, c.store
 }
 
 // over are these credentials, and for registries they do not know those of below.
@@ -112,12 +135,10 @@ func (c *Credentials) over(below *Credentials) *Credentials {
 	if below == nil {
 		return c
 	}
-	all := &Credentials{hosts: map[string]credential{}}
-	for host, cred := range below.hosts {
-		all.hosts[host] = cred
-	}
+	all := &Credentials{hosts: maps.Clone(below.hosts), helpers: maps.Clone(below.helpers), store: below.store}
 	for host, cred := range c.hosts {
 		all.hosts[host] = cred
+		delete(all.helpers, host)
 	}
 	return all
 }

@@ -7,6 +7,7 @@
 package registry
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -135,15 +136,16 @@ func (c *Client) credentials() (*Credentials, error) {
 	if err != nil {
 		return nil, fmt.Errorf("credentials of registries: %w", err)
 	}
-	creds, err := ParseCredentials(b)
+	creds, err := parseCredentials(b)
 	if err != nil {
 		return nil, fmt.Errorf("credentials of registries: %s: %w", c.cfg.CredentialsFile, err)
 	}
 	return creds, nil
 }
 
-// Resolver is for one pull, as whom own says and, for registries it does not know, as the operator's file says.
-func (c *Client) Resolver(own *Credentials) (remotes.Resolver, error) {
+// Resolver is for one pull, which ctx is of, as whom own says and, for registries it does not know, as the operator's file
+// says or the helpers that it names.
+func (c *Client) Resolver(ctx context.Context, own *Credentials) (remotes.Resolver, error) {
 	creds, err := c.credentials()
 	if err != nil {
 		return nil, err
@@ -151,15 +153,15 @@ func (c *Client) Resolver(own *Credentials) (remotes.Resolver, error) {
 	creds = own.over(creds)
 	return docker.NewResolver(docker.ResolverOptions{
 		Headers: http.Header{"User-Agent": {"mosaic-agent"}},
-		Hosts:   func(host string) ([]docker.RegistryHost, error) { return c.hosts(host, creds), nil },
+		Hosts:   func(host string) ([]docker.RegistryHost, error) { return c.hosts(ctx, host, creds), nil },
 	}), nil
 }
 
 // hosts are where images of a registry may be had, the best first.
-func (c *Client) hosts(host string, creds *Credentials) []docker.RegistryHost {
+func (c *Client) hosts(ctx context.Context, host string, creds *Credentials) []docker.RegistryHost {
 	var list []docker.RegistryHost
 	for _, m := range c.mirrors[canonical(host)] {
-		list = append(list, c.host(m.Scheme, m.Host, strings.TrimRight(m.Path, "/")+"/v2", creds.of(m.Host)))
+		list = append(list, c.host(ctx, m.Scheme, m.Host, strings.TrimRight(m.Path, "/")+"/v2", m.Host, creds))
 	}
 	scheme, reached := "https", host
 	if canonical(host) == DockerHub {
@@ -168,10 +170,11 @@ func (c *Client) hosts(host string, creds *Credentials) []docker.RegistryHost {
 	if slices.Contains(c.cfg.PlainHTTP, host) {
 		scheme = "http"
 	}
-	return append(list, c.host(scheme, reached, "/v2", creds.of(host)))
+	return append(list, c.host(ctx, scheme, reached, "/v2", host, creds))
 }
 
-func (c *Client) host(scheme, host, path string, cred credential) docker.RegistryHost {
+// host is where a registry is reached, which is known by name among the credentials.
+func (c *Client) host(ctx context.Context, scheme, host, path, name string, creds *Credentials) docker.RegistryHost {
 	client := &http.Client{Transport: c.transport}
 	if scheme == "https" && isLoopback(host) {
 		client.Transport = c.fallback(host)
@@ -180,17 +183,19 @@ func (c *Client) host(scheme, host, path string, cred credential) docker.Registr
 		Client: client, Scheme: scheme, Host: host, Path: path,
 		Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
 	}
-	if cred.bearer != "" {
-		h.Header = http.Header{"Authorization": {"Bearer " + cred.bearer}}
+	if known, _ := creds.of(name); known.bearer != "" {
+		h.Header = http.Header{"Authorization": {"Bearer " + known.bearer}}
 		return h
 	}
+	who := creds.asked(ctx, name)
 	h.Authorizer = docker.NewDockerAuthorizer(
 		docker.WithAuthClient(client),
 		docker.WithAuthCreds(func(asked string) (string, string, error) {
 			if asked != host { // somebody sent us elsewhere
 				return "", "", nil
 			}
-			return cred.user, cred.secret, nil
+			cred, err := who()
+			return cred.user, cred.secret, err
 		}))
 	return h
 }

@@ -865,8 +865,10 @@ type NodeFacts struct {
 	// The agent runs as root.
 	Root bool `protobuf:"varint,9,opt,name=root,proto3" json:"root,omitempty"`
 	// Random UUID of this boot.
-	BootId        string `protobuf:"bytes,10,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
-	WorkDir       string `protobuf:"bytes,11,opt,name=work_dir,json=workDir,proto3" json:"work_dir,omitempty"`
+	BootId  string `protobuf:"bytes,10,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	WorkDir string `protobuf:"bytes,11,opt,name=work_dir,json=workDir,proto3" json:"work_dir,omitempty"`
+	// Optional. The ports that the agent offers to tasks. Empty where it offers none, or where that is not known.
+	Ports         *v1.Value_Ranges `protobuf:"bytes,12,opt,name=ports,proto3" json:"ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -976,6 +978,13 @@ func (x *NodeFacts) GetWorkDir() string {
 		return x.WorkDir
 	}
 	return ""
+}
+
+func (x *NodeFacts) GetPorts() *v1.Value_Ranges {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
 }
 
 type WatchRequest struct {
@@ -2094,7 +2103,7 @@ const file_mosaic_module_v1_module_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x1e\n" +
 	"\n" +
 	"suggestion\x18\x03 \x01(\tR\n" +
-	"suggestion\"\x94\x03\n" +
+	"suggestion\"\xc2\x03\n" +
 	"\tNodeFacts\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x0e\n" +
 	"\x02os\x18\x02 \x01(\tR\x02os\x12\x12\n" +
@@ -2107,7 +2116,8 @@ const file_mosaic_module_v1_module_proto_rawDesc = "" +
 	"\x04root\x18\t \x01(\bR\x04root\x12\x17\n" +
 	"\aboot_id\x18\n" +
 	" \x01(\tR\x06bootId\x12\x19\n" +
-	"\bwork_dir\x18\v \x01(\tR\aworkDir\x1a>\n" +
+	"\bwork_dir\x18\v \x01(\tR\aworkDir\x12,\n" +
+	"\x05ports\x18\f \x01(\v2\x16.mesos.v1.Value.RangesR\x05ports\x1a>\n" +
 	"\x10CgroupRootsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"$\n" +
@@ -2249,7 +2259,8 @@ var file_mosaic_module_v1_module_proto_goTypes = []any{
 	nil,                           // 28: mosaic.module.v1.Metrics.Sample.LabelsEntry
 	nil,                           // 29: mosaic.module.v1.ContainerFact.CgroupsEntry
 	(*v1.Resource)(nil),           // 30: mesos.v1.Resource
-	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
+	(*v1.Value_Ranges)(nil),       // 31: mesos.v1.Value.Ranges
+	(*timestamppb.Timestamp)(nil), // 32: google.protobuf.Timestamp
 }
 var file_mosaic_module_v1_module_proto_depIdxs = []int32{
 	4,  // 0: mosaic.module.v1.DescribeResponse.schema:type_name -> mosaic.module.v1.Schema
@@ -2261,37 +2272,38 @@ var file_mosaic_module_v1_module_proto_depIdxs = []int32{
 	9,  // 6: mosaic.module.v1.ConfigureResponse.errors:type_name -> mosaic.module.v1.AttributeError
 	30, // 7: mosaic.module.v1.ConfigureResponse.resources:type_name -> mesos.v1.Resource
 	26, // 8: mosaic.module.v1.NodeFacts.cgroup_roots:type_name -> mosaic.module.v1.NodeFacts.CgroupRootsEntry
-	31, // 9: mosaic.module.v1.WatchEvent.time:type_name -> google.protobuf.Timestamp
-	13, // 10: mosaic.module.v1.WatchEvent.heartbeat:type_name -> mosaic.module.v1.Heartbeat
-	14, // 11: mosaic.module.v1.WatchEvent.limitation:type_name -> mosaic.module.v1.Limitation
-	15, // 12: mosaic.module.v1.WatchEvent.health:type_name -> mosaic.module.v1.Health
-	16, // 13: mosaic.module.v1.WatchEvent.metrics:type_name -> mosaic.module.v1.Metrics
-	17, // 14: mosaic.module.v1.WatchEvent.progress:type_name -> mosaic.module.v1.Progress
-	18, // 15: mosaic.module.v1.WatchEvent.revision:type_name -> mosaic.module.v1.Revision
-	30, // 16: mosaic.module.v1.Limitation.resources:type_name -> mesos.v1.Resource
-	1,  // 17: mosaic.module.v1.Health.state:type_name -> mosaic.module.v1.Health.State
-	31, // 18: mosaic.module.v1.Health.since:type_name -> google.protobuf.Timestamp
-	27, // 19: mosaic.module.v1.Metrics.samples:type_name -> mosaic.module.v1.Metrics.Sample
-	20, // 20: mosaic.module.v1.Question.containers:type_name -> mosaic.module.v1.ContainersQuestion
-	22, // 21: mosaic.module.v1.Reply.containers:type_name -> mosaic.module.v1.ContainersReply
-	23, // 22: mosaic.module.v1.ContainersReply.containers:type_name -> mosaic.module.v1.ContainerFact
-	29, // 23: mosaic.module.v1.ContainerFact.cgroups:type_name -> mosaic.module.v1.ContainerFact.CgroupsEntry
-	28, // 24: mosaic.module.v1.Metrics.Sample.labels:type_name -> mosaic.module.v1.Metrics.Sample.LabelsEntry
-	2,  // 25: mosaic.module.v1.Module.Describe:input_type -> mosaic.module.v1.DescribeRequest
-	7,  // 26: mosaic.module.v1.Module.Configure:input_type -> mosaic.module.v1.ConfigureRequest
-	11, // 27: mosaic.module.v1.Module.Watch:input_type -> mosaic.module.v1.WatchRequest
-	21, // 28: mosaic.module.v1.Module.Ask:input_type -> mosaic.module.v1.Reply
-	24, // 29: mosaic.module.v1.Module.Drain:input_type -> mosaic.module.v1.DrainRequest
-	3,  // 30: mosaic.module.v1.Module.Describe:output_type -> mosaic.module.v1.DescribeResponse
-	8,  // 31: mosaic.module.v1.Module.Configure:output_type -> mosaic.module.v1.ConfigureResponse
-	12, // 32: mosaic.module.v1.Module.Watch:output_type -> mosaic.module.v1.WatchEvent
-	19, // 33: mosaic.module.v1.Module.Ask:output_type -> mosaic.module.v1.Question
-	25, // 34: mosaic.module.v1.Module.Drain:output_type -> mosaic.module.v1.DrainResponse
-	30, // [30:35] is the sub-list for method output_type
-	25, // [25:30] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	31, // 9: mosaic.module.v1.NodeFacts.ports:type_name -> mesos.v1.Value.Ranges
+	32, // 10: mosaic.module.v1.WatchEvent.time:type_name -> google.protobuf.Timestamp
+	13, // 11: mosaic.module.v1.WatchEvent.heartbeat:type_name -> mosaic.module.v1.Heartbeat
+	14, // 12: mosaic.module.v1.WatchEvent.limitation:type_name -> mosaic.module.v1.Limitation
+	15, // 13: mosaic.module.v1.WatchEvent.health:type_name -> mosaic.module.v1.Health
+	16, // 14: mosaic.module.v1.WatchEvent.metrics:type_name -> mosaic.module.v1.Metrics
+	17, // 15: mosaic.module.v1.WatchEvent.progress:type_name -> mosaic.module.v1.Progress
+	18, // 16: mosaic.module.v1.WatchEvent.revision:type_name -> mosaic.module.v1.Revision
+	30, // 17: mosaic.module.v1.Limitation.resources:type_name -> mesos.v1.Resource
+	1,  // 18: mosaic.module.v1.Health.state:type_name -> mosaic.module.v1.Health.State
+	32, // 19: mosaic.module.v1.Health.since:type_name -> google.protobuf.Timestamp
+	27, // 20: mosaic.module.v1.Metrics.samples:type_name -> mosaic.module.v1.Metrics.Sample
+	20, // 21: mosaic.module.v1.Question.containers:type_name -> mosaic.module.v1.ContainersQuestion
+	22, // 22: mosaic.module.v1.Reply.containers:type_name -> mosaic.module.v1.ContainersReply
+	23, // 23: mosaic.module.v1.ContainersReply.containers:type_name -> mosaic.module.v1.ContainerFact
+	29, // 24: mosaic.module.v1.ContainerFact.cgroups:type_name -> mosaic.module.v1.ContainerFact.CgroupsEntry
+	28, // 25: mosaic.module.v1.Metrics.Sample.labels:type_name -> mosaic.module.v1.Metrics.Sample.LabelsEntry
+	2,  // 26: mosaic.module.v1.Module.Describe:input_type -> mosaic.module.v1.DescribeRequest
+	7,  // 27: mosaic.module.v1.Module.Configure:input_type -> mosaic.module.v1.ConfigureRequest
+	11, // 28: mosaic.module.v1.Module.Watch:input_type -> mosaic.module.v1.WatchRequest
+	21, // 29: mosaic.module.v1.Module.Ask:input_type -> mosaic.module.v1.Reply
+	24, // 30: mosaic.module.v1.Module.Drain:input_type -> mosaic.module.v1.DrainRequest
+	3,  // 31: mosaic.module.v1.Module.Describe:output_type -> mosaic.module.v1.DescribeResponse
+	8,  // 32: mosaic.module.v1.Module.Configure:output_type -> mosaic.module.v1.ConfigureResponse
+	12, // 33: mosaic.module.v1.Module.Watch:output_type -> mosaic.module.v1.WatchEvent
+	19, // 34: mosaic.module.v1.Module.Ask:output_type -> mosaic.module.v1.Question
+	25, // 35: mosaic.module.v1.Module.Drain:output_type -> mosaic.module.v1.DrainResponse
+	31, // [31:36] is the sub-list for method output_type
+	26, // [26:31] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_mosaic_module_v1_module_proto_init() }
