@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// programName is what the program of a module that has one of its own is called: mosaic-isolator-nvidia-gpu.
-func programName(kind, name string) string {
+// ProgramName is what the program of a module that has one of its own is called: mosaic-isolator-nvidia-gpu.
+func ProgramName(kind, name string) string {
 	return "mosaic-" + strings.ReplaceAll(kind+"-"+name, "_", "-")
 }
 
@@ -27,7 +27,7 @@ func (e *errNotInBundle) Error() string { return "not in the bundle " + e.bundle
 // first file of the name is taken: one that is not safe to run is told of, and not passed over for another.
 func (m *module) ownProgram() (path string, ok bool) {
 	for _, dir := range m.host.opts.ProgramDirs {
-		path := filepath.Join(dir, programName(m.cfg.Kind, m.cfg.Name))
+		path := filepath.Join(dir, ProgramName(m.cfg.Kind, m.cfg.Name))
 		if _, err := os.Stat(path); err == nil || !errors.Is(err, fs.ErrNotExist) {
 			return path, true
 		}
@@ -73,7 +73,7 @@ func (m *module) lookedAt() string {
 	if len(m.host.opts.ProgramDirs) == 0 {
 		return ""
 	}
-	return fmt.Sprintf(", and there is no %s in %s", programName(m.cfg.Kind, m.cfg.Name), strings.Join(m.host.opts.ProgramDirs, " or "))
+	return fmt.Sprintf(", and there is no %s in %s", ProgramName(m.cfg.Kind, m.cfg.Name), strings.Join(m.host.opts.ProgramDirs, " or "))
 }
 
 // refuseMissing says of a module that is nowhere where it was looked for.

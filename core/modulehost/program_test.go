@@ -43,8 +43,8 @@ func TestAModuleThatTheBundleLacksHasAProgramOfItsOwn(t *testing.T) {
 	for kindAndName, want := range map[[2]string]string{
 		{"isolator", "nvidia_gpu"}: "mosaic-isolator-nvidia-gpu", {"container_logger", "file"}: "mosaic-container-logger-file",
 	} {
-		if got := programName(kindAndName[0], kindAndName[1]); got != want {
-			t.Errorf("programName(%v) = %s, want %s", kindAndName, got, want)
+		if got := ProgramName(kindAndName[0], kindAndName[1]); got != want {
+			t.Errorf("ProgramName(%v) = %s, want %s", kindAndName, got, want)
 		}
 	}
 	for name, bundle := range map[string]string{"with a bundle": bundleWithout(t), "without one": ""} {

@@ -12,14 +12,16 @@ import (
 
 // traces are what a module can leave lying about.
 type traces struct {
-	files, threads, mounts, cgroups int
-	leftovers                       []int
+	files, threads, cgroups int
+	mounts, others          int // those that name the machine's folder, and those that may be anybody's
+	leftovers               []int
 }
 
 // look counts the traces of a module now. In the test's own process descriptors and goroutines of the test count too;
 // they do not grow either.
 func look(m *Module, machine *Machine) traces {
-	t := traces{cgroups: machine.Count(), mounts: countMounts("self")}
+	t := traces{cgroups: machine.Count()}
+	t.countMounts("self", machine)
 	if m.Process == nil {
 		t.files = countDir("/proc/self/fd")
 		t.threads = runtime.NumGoroutine()
@@ -27,7 +29,7 @@ func look(m *Module, machine *Machine) traces {
 	}
 	proc := fmt.Sprintf("/proc/%d", m.Process.Pid())
 	t.files, t.threads = countDir(proc+"/fd"), countDir(proc+"/task")
-	t.mounts += countMounts(fmt.Sprint(m.Process.Pid()))
+	t.countMounts(fmt.Sprint(m.Process.Pid()), machine)
 	t.leftovers = m.Process.Leftovers()
 	return t
 }
@@ -40,17 +42,27 @@ func countDir(dir string) int {
 	return len(entries)
 }
 
-func countMounts(pid string) int {
+// countMounts adds the mounts that a process sees. What else runs on the machine mounts and unmounts as well, so those that
+// name a sandbox of the case are counted apart.
+func (t *traces) countMounts(pid string, machine *Machine) {
 	data, err := os.ReadFile("/proc/" + pid + "/mountinfo")
 	if err != nil {
-		return 0
+		return
 	}
-	return bytes.Count(data, []byte("\n"))
+	for line := range bytes.Lines(data) {
+		if bytes.Contains(line, []byte(machine.dir)) {
+			t.mounts++
+		} else {
+			t.others++
+		}
+	}
 }
 
 const (
 	// slack is how many descriptors, threads and goroutines may come and go by themselves: runtimes keep some.
 	slack = 12
+	// mountSlack is how many mounts others may add meanwhile. It is less than what fifty launches leave that lose one each.
+	mountSlack = 40
 	// settle is how long what ends by itself may take to do so.
 	settle = 3 * time.Second
 )
@@ -63,7 +75,7 @@ func (t traces) leaks(before traces) string {
 		now, then, s int
 	}{
 		{"file descriptors", t.files, before.files, slack}, {"threads or goroutines", t.threads, before.threads, slack},
-		{"mounts", t.mounts, before.mounts, 0}, {"cgroups", t.cgroups, before.cgroups, 0},
+		{"mounts of sandboxes", t.mounts, before.mounts, 0}, {"mounts", t.others, before.others, mountSlack}, {"cgroups", t.cgroups, before.cgroups, 0},
 	} {
 		if c.now > c.then+c.s {
 			list = append(list, fmt.Sprintf("%s: %d, were %d", c.what, c.now, c.then))

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/mosaic-cluster/mosaic/core/modulehost"
 	"github.com/mosaic-cluster/mosaic/sdk/authorizer/authorizertest"
 	"github.com/mosaic-cluster/mosaic/sdk/isolator/isolatortest"
 	"github.com/mosaic-cluster/mosaic/sdk/kit"
@@ -77,6 +78,17 @@ func programUnderTest(cmd *cobra.Command, args []string) (program kit.Program, d
 		bundle, bundleErr := beside("mosaic-modules")
 		if bundleErr != nil {
 			return kit.Program{}, nil, bundleErr
+		}
+		dirs, err := programDirs("")
+		if err != nil {
+			return kit.Program{}, nil, err
+		}
+		kind, name, _ := strings.Cut(target, "/")
+		for _, dir := range dirs {
+			own := filepath.Join(dir, modulehost.ProgramName(kind, name))
+			if _, err := os.Stat(own); err == nil {
+				return kit.Program{Path: own}, nothing, nil
+			}
 		}
 		return kit.Program{Path: bundle, Args: []string{target}}, nothing, nil
 	default:
