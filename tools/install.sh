@@ -75,8 +75,8 @@ lint)
   ;;
 test)
   # Python and its gRPC for the example module in a second language; busybox for root filesystems.
-  # Rules and tools of networks for the containers that have one of their own.
-  debian python3 python3-grpcio python3-protobuf busybox-static nftables iptables iproute2 iputils-ping curl || echo "note: tests that need them are listed as skipped" >&2
+  # Rules and tools of networks for the containers that have one of their own; a server of FTP to fetch from.
+  debian python3 python3-grpcio python3-protobuf busybox-static nftables iptables iproute2 iputils-ping curl python3-pyftpdlib || echo "note: tests that need them are listed as skipped" >&2
   # Images that others make, and the registry that most people run.
   { debian skopeo umoci buildah apache2-utils && unpacked docker-registry docker-registry; } || echo "note: tests that need them are listed as skipped" >&2
   goinstall gotestsum gotest.tools/gotestsum@v1.13.0

@@ -158,9 +158,12 @@ type Agent struct {
 	DockerDevices      []string `name:"docker_devices"`
 	DockerPrivileged   bool     `name:"docker_privileged"`
 
-	// Fetching of URIs: schemes and redirects allowed, networks nothing is fetched from, how long a download may stand still,
-	// how much one may bring, and how much of it is kept.
-	FetcherSchemes      []string      `name:"fetcher_schemes" oneof:"http,https,file"`
+	// Fetching of URIs: schemes and redirects allowed, networks nothing is fetched from, certificates that servers are
+	// trusted by beside the machine's, Hadoop's client, how long a download may stand still, how much one may bring, and how
+	// much of it is kept.
+	FetcherSchemes      []string      `name:"fetcher_schemes" oneof:"http,https,ftp,ftps,file,hdfs,webhdfs,swebhdfs,hftp,viewfs,s3,s3n,s3a,gs,abfs,abfss,wasb,wasbs,maprfs"`
+	FetcherCA           string        `name:"fetcher_ca" form:"path"`
+	FetcherHadoop       string        `name:"fetcher_hadoop" form:"path"`
 	FetcherRedirects    *int          `name:"fetcher_redirects" min:"0"`
 	FetcherDeny         []string      `name:"fetcher_deny"`
 	FetcherStallTimeout time.Duration `name:"fetcher_stall_timeout" min:"1s"`

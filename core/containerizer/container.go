@@ -41,6 +41,8 @@ type container struct {
 	stored  bool       // the store may hold a checkpoint: one was given to it, whatever it said
 	deleted bool
 
+	sharing sync.Mutex // held while memoryOf makes what is nested in it a place to share
+
 	destroying sync.Mutex // held while the handle is destroyed; guards destroyed
 	destroyed  bool
 

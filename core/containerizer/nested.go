@@ -1,10 +1,13 @@
 package containerizer
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -130,15 +133,17 @@ func (c *Containerizer) nest(ct, parent *container, inside *namespaces, spec *co
 		})
 	}
 	if shares(containerv1.Namespace_IPC) && spec.Owners["mounts./dev/shm"] == "" {
-		if err := c.shareMemory(ct, parent, hosted, spec); err != nil {
+		if err := c.shareMemory(ct, parent, hosted, joins[containerv1.Namespace_IPC], spec); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// shareMemory gives a container that shares its parent's ipc namespace the parent's /dev/shm too.
-func (c *Containerizer) shareMemory(ct, parent *container, hosted bool, spec *containerv1.Spec) error {
+// shareMemory gives a container that shares its parent's ipc namespace the parent's /dev/shm too. A parent on the machine's
+// files may have a namespace of its own and yet no such folder of its own: its children with images, for which it is made
+// when the first of them comes, never see the machine's.
+func (c *Containerizer) shareMemory(ct, parent *container, hosted, own bool, spec *containerv1.Spec) error {
 	const place = "/dev/shm"
 	parent.mu.Lock()
 	pid := parent.pid
@@ -148,7 +153,8 @@ func (c *Containerizer) shareMemory(ct, parent *container, hosted bool, spec *co
 		return nil // a parent without has none to share
 	}
 	source := place
-	if unix.Stat(place, &ours) != nil || ours.Dev != theirs.Dev || ours.Ino != theirs.Ino {
+	switch machines := unix.Stat(place, &ours) == nil && ours.Dev == theirs.Dev && ours.Ino == theirs.Ino; {
+	case !machines:
 		tree, err := treeOf(int(pid), place)
 		if err != nil {
 			return fmt.Errorf("share the parent's %s: %w", place, err)
@@ -157,15 +163,59 @@ func (c *Containerizer) shareMemory(ct, parent *container, hosted bool, spec *co
 		if source, err = c.stage(ct.id, "shm", tree, true); err != nil {
 			return fmt.Errorf("share the parent's %s: %w", place, err)
 		}
-	} else if hosted {
+	case hosted:
 		return nil
+	case own:
+		var err error
+		if source, err = c.memoryOf(parent); err != nil {
+			return fmt.Errorf("make a %s for what is nested in %s: %w", place, parent.id, err)
+		}
 	}
 	spec.Owners["mounts."+place] = agentOwner
-	spec.Merged.Mounts = append(spec.Merged.Mounts, &containerv1.Mount{
-		Destination: place, Source: source, Type: "bind", Options: []string{"bind", "rw"},
-	})
+	m := &containerv1.Mount{Destination: place, Source: source, Type: "bind", Options: []string{"bind", "rw"}}
+	if !hosted {
+		m.Options = append(m.Options, "nosuid", "nodev", "noexec")
+	}
+	spec.Merged.Mounts = append(spec.Merged.Mounts, m)
 	return nil
 }
+
+// memoryOf returns where the /dev/shm is that the children of a container share and it has not; it goes with the
+// container.
+func (c *Containerizer) memoryOf(parent *container) (string, error) {
+	parent.sharing.Lock()
+	defer parent.sharing.Unlock()
+	place := filepath.Join(c.stagedDir(parent.id), "memory")
+	var at, above unix.Stat_t
+	if unix.Stat(place, &at) == nil && unix.Stat(filepath.Dir(place), &above) == nil && at.Dev != above.Dev {
+		return place, nil
+	}
+	if err := os.Remove(place); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err // the last agent died before it was mounted
+	}
+	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return "", os.NewSyscallError("fsopen", err)
+	}
+	defer unix.Close(fs)
+	for key, value := range map[string]string{"source": "shm", "size": strconv.Itoa(memorySize), "mode": "1777"} {
+		if err := unix.FsconfigSetString(fs, key, value); err != nil {
+			return "", os.NewSyscallError("fsconfig "+key, err)
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return "", os.NewSyscallError("fsconfig", err)
+	}
+	tree, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return "", os.NewSyscallError("fsmount", err)
+	}
+	defer unix.Close(tree)
+	return c.stage(parent.id, "memory", tree, true)
+}
+
+// memorySize is that of the /dev/shm that containers with images have of their own.
+const memorySize = 64 << 20
 
 // namesOf are the files that tell a container of its network: /etc/resolv.conf and /etc/hosts as the host has them, or,
 // in a network that is its parent's, what the parent has in their places, and its /etc/hostname.

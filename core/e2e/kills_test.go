@@ -287,21 +287,18 @@ func strike(ctx context.Context, t *testing.T, c *cluster.Cluster, random *rand.
 		}
 		t.Logf("%s: %s, process %d", when, name, pid)
 	} else {
-		times := 1 + random.IntN(4)/3
-		for n := range times {
-			if n > 0 { // in the middle of its recovery
-				time.Sleep(time.Duration(random.IntN(400)) * time.Millisecond)
-			}
+		times := 1
+		if random.IntN(4) == 0 { // and once more in the middle of its recovery
+			times++
 			if err := c.KillAgent(); err != nil {
 				t.Fatal(err)
 			}
 			if err := c.StartAgent(); err != nil {
 				t.Fatal(err)
 			}
+			time.Sleep(time.Duration(random.IntN(400)) * time.Millisecond)
 		}
-		if err := c.WaitAgentRecovered(ctx); err != nil {
-			t.Fatalf("%s: %v", when, err)
-		}
+		crashAgent(ctx, t, c)
 		t.Logf("%s: the agent, %d times", when, times)
 	}
 	if err := c.WaitReady(ctx); err != nil {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -415,52 +414,5 @@ func TestWithoutQuotasAContainerThatShouldHaveThemIsRefused(t *testing.T) {
 	r := &isolatorv1.ContainerRecord{Container: &containerv1.Container{Id: "c", Sandbox: dir}}
 	if err := prepare(c, r); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "not on XFS") {
 		t.Errorf("Prepare with a sandbox on no XFS = %v, want FailedPrecondition", err)
-	}
-}
-
-// TestXFSKeepsContainersToTheirLimit needs mkfs.xfs, a loop device and a kernel whose XFS has quotas.
-func TestXFSKeepsContainersToTheirLimit(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
-	}
-	mkfs, err := exec.LookPath("mkfs.xfs")
-	if err != nil {
-		t.Skip("this machine has no mkfs.xfs")
-	}
-	base := t.TempDir()
-	image, at := filepath.Join(base, "image"), filepath.Join(base, "at")
-	f, err := os.Create(image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(f.Truncate(512<<20), f.Close(), os.Mkdir(at, 0o755)); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command(mkfs, "-q", image).CombinedOutput(); err != nil {
-		t.Fatalf("mkfs.xfs: %v: %s", err, out)
-	}
-	if out, err := exec.Command("mount", "-o", "loop,prjquota", image, at).CombinedOutput(); err != nil {
-		t.Skipf("this machine does not mount XFS with project quotas: %s", out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", at).CombinedOutput(); err != nil {
-			t.Errorf("umount: %v: %s", err, out)
-		}
-	})
-	c := moduletest.Start(t, disk.New(), `{"projects":"5000-5010","enforce":true,"interval":20000000}`)
-	r := record(t, "c", room(4))
-	r.Container.Sandbox = filepath.Join(at, "sandbox")
-	if err := os.MkdirAll(filepath.Join(r.Container.Sandbox, "fetched"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	fill(t, filepath.Join(r.Container.Sandbox, "fetched"), 2) // before there is a project
-	launch(t, c, r)
-	big := filepath.Join(r.Container.Sandbox, "big")
-	if err := os.WriteFile(big, make([]byte, 8<<20), 0o644); !errors.Is(err, unix.EDQUOT) && !errors.Is(err, unix.ENOSPC) {
-		t.Errorf("writing 8 MB where 4 are allowed = %v, want EDQUOT or ENOSPC", err)
-	}
-	cleanup(t, c, r)
-	if err := os.WriteFile(big, make([]byte, 8<<20), 0o644); err != nil {
-		t.Errorf("writing after the cleanup = %v, want no limit any more", err)
 	}
 }

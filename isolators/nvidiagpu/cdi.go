@@ -84,7 +84,7 @@ func cdiSpec(d driver, volume string, pool []Device) (*cdiFile, error) {
 		return nil, err
 	}
 	spec := &cdiFile{Version: cdiVersion, Kind: cdiKind, Devices: []cdiDevice{}, Edits: cdiEdits{Nodes: d.cdiNodes(common)}}
-	for _, m := range d.volume(volume) {
+	for _, m := range d.volume(volume, allComponents()) {
 		spec.Edits.Mounts = append(spec.Edits.Mounts, cdiMount{HostPath: m.GetSource(), ContainerPath: m.GetDestination(), Options: m.GetOptions()})
 	}
 	all := cdiDevice{Name: "all"}

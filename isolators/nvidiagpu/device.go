@@ -68,21 +68,18 @@ func profileOf(name string) string {
 	}, strings.TrimSpace(name))
 }
 
-// Resources sums devices up in the text form of an agent's resources, such as "gpus:2;mig-1g.5gb:7".
-func Resources(l Library) (string, error) {
-	list, err := l.Devices()
+// Resources sums this machine's devices up in the text form of an agent's resources, such as "gpus:2;mig-1g.5gb:7". The
+// library is found as the module finds it that is not configured otherwise.
+func Resources(open func(path string) Library) (string, error) {
+	_, list, err := find(DefaultLibrary, "/", open)
 	if err != nil {
 		return "", err
 	}
-	return amounts(list), nil
-}
-
-func amounts(list []Device) string {
 	var text []string
 	for _, r := range resourcesOf(list) {
 		text = append(text, fmt.Sprintf("%s:%v", r.GetName(), r.GetScalar().GetValue()))
 	}
-	return strings.Join(text, ";")
+	return strings.Join(text, ";"), nil
 }
 
 // resourcesOf sums devices up by the resource that each is one unit of; whole GPUs are always among them.

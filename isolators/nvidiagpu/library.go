@@ -3,6 +3,10 @@ package nvidiagpu
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 )
 
 // DefaultLibrary is the driver's management library, found where the dynamic linker looks.
@@ -10,6 +14,39 @@ const DefaultLibrary = "libnvidia-ml.so.1"
 
 // ErrNoLibrary says that this machine has no NVIDIA driver, or this binary cannot load its library.
 var ErrNoLibrary = errors.New("no GPUs")
+
+// find opens the library that is called name and lists its devices. A bare name is looked for where the linker looks and
+// where the driver's files are: on machines whose driver lies apart, the linker need not know of it.
+//
+// Errors: ErrNoLibrary if there is none.
+func find(name string, d driver, open func(path string) Library) (Library, []Device, error) {
+	var paths []string
+	if !strings.Contains(name, "/") {
+		for _, folder := range libraryFolders() {
+			path := filepath.Join(d.path(folder), name)
+			if _, err := os.Stat(path); err == nil {
+				paths = append(paths, path)
+			}
+		}
+	}
+	if d == "/" {
+		paths = slices.Insert(paths, 0, name)
+	} else {
+		paths = append(paths, name) // a driver apart is the one that is meant
+	}
+	var first error
+	for _, path := range paths {
+		l := open(path)
+		list, err := l.Devices()
+		if !errors.Is(err, ErrNoLibrary) {
+			return l, list, err
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return nil, nil, first
+}
 
 // A Library is what the module needs of the driver. It is safe for several goroutines.
 type Library interface {

@@ -29,14 +29,6 @@ import (
 	modulev1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/module/v1"
 )
 
-// Names that nvidia-docker gave a meaning: of an image's label, of an image's environment variable.
-const (
-	volumesNeeded  = "com.nvidia.volumes.needed"
-	neededVolume   = "nvidia_driver"
-	visibleDevices = "NVIDIA_VISIBLE_DEVICES"
-	cudaDevices    = "CUDA_VISIBLE_DEVICES"
-)
-
 // wishLabel is the label of a task that would have certain GPUs, by names as in a CDI specification.
 const wishLabel = "mosaic.gpus"
 
@@ -66,9 +58,9 @@ type Isolator struct {
 	finding sync.Mutex // one discovery at a time
 
 	mu       sync.Mutex // guards what follows
-	path     string     // of library
-	library  Library
-	told     bool // Recover has said what lives
+	at       [2]string  // name of library, and the driver's root
+	library  Library    // nil until one was found
+	told     bool       // Recover has said what lives
 	node     *modulev1.NodeFacts
 	all      []Device // of the machine
 	pool     []Device // those of them that may be given
@@ -122,8 +114,8 @@ func (i *Isolator) configured(_ context.Context, node *modulev1.NodeFacts) error
 	cfg := i.config.Get()
 	i.unwatch()
 	i.mu.Lock()
-	if i.library == nil || cfg.Library != i.path {
-		i.library, i.path = i.open(cfg.Library), cfg.Library
+	if at := [2]string{cfg.Library, cfg.DriverRoot}; at != i.at {
+		i.library, i.at = nil, at
 	}
 	i.node = node
 	clear(i.broken)
@@ -145,8 +137,18 @@ func (i *Isolator) discover(cfg *Config) error {
 	i.mu.Lock()
 	l := i.library
 	i.mu.Unlock()
-	all, err := l.Devices()
-	if err != nil {
+	var all []Device
+	var err error
+	if l == nil {
+		l, all, err = find(cfg.Library, driver(cfg.DriverRoot), i.open)
+	} else {
+		all, err = l.Devices()
+	}
+	if err == nil {
+		i.mu.Lock()
+		i.library = l
+		i.mu.Unlock()
+	} else {
 		i.take(nil, nil)
 		i.events.Health(modulev1.Health_DEGRADED, err.Error())
 		return nil
@@ -261,6 +263,9 @@ func (i *Isolator) Prepare(ctx context.Context, r *isolatorv1.PrepareRequest) (*
 	p := &containerv1.Proposal{}
 	if err := i.propose(p, cfg, c, node, all, given, r.GetSoFar()); err != nil {
 		i.table.forget(c.GetId())
+		if status.Code(err) != codes.Unknown {
+			return nil, err
+		}
 		return nil, module.FailedPrecondition("%v", err)
 	}
 	answer := &isolatorv1.PrepareResponse{}
@@ -301,16 +306,18 @@ func (i *Isolator) propose(p *containerv1.Proposal, cfg *Config, c *containerv1.
 		env[cudaDevices] = strings.Join(uuids(given), ",")
 	}
 
-	image := imageEnvironment(c)
-	shown, set := image[visibleDevices]
-	asks := set && shown != "" && shown != "void" || c.GetLabels()[volumesNeeded] == neededVolume || c.GetImageConfig().GetLabels()[volumesNeeded] == neededVolume
-	if c.GetRootfs() != "" && asks {
-		p.Mounts = d.volume(cfg.Volume)
+	has := environmentOf(c)
+	parts, err := asked(c, has)
+	if err != nil {
+		return err
+	}
+	if c.GetRootfs() != "" && len(parts) > 0 {
+		p.Mounts = d.volume(cfg.Volume, parts)
 		if len(p.Mounts) == 0 && len(all) > 0 {
 			return errors.New("the image asks for the driver's libraries, and there are none below " + cfg.DriverRoot)
 		}
 		prepend := func(name, folder, otherwise string) {
-			have := image[name]
+			have := has[name]
 			if have == "" {
 				have = otherwise
 			}
@@ -324,7 +331,7 @@ func (i *Isolator) propose(p *containerv1.Proposal, cfg *Config, c *containerv1.
 	switch {
 	case len(given) > 0:
 		env[visibleDevices] = strings.Join(uuids(given), ",")
-	case set:
+	case has[visibleDevices] != "":
 		env[visibleDevices] = "void" // whatever the image would like to have
 	}
 	if len(env) > 0 {
@@ -374,17 +381,6 @@ func others(d driver, all, given []Device, nodes []*containerv1.Device) []*conta
 		}
 	}
 	return deny
-}
-
-// imageEnvironment is the environment that the image brings along.
-func imageEnvironment(c *containerv1.Container) map[string]string {
-	env := map[string]string{}
-	for _, kv := range c.GetImageConfig().GetEnvironment() {
-		if name, value, ok := strings.Cut(kv, "="); ok {
-			env[name] = value
-		}
-	}
-	return env
 }
 
 // Update follows a container that gets more GPUs or fewer. Only one that sees the host's /dev can be given more while

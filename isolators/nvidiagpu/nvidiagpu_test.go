@@ -347,9 +347,46 @@ func TestNothingIsGivenBeforeItIsKnownWhatLives(t *testing.T) {
 	}
 }
 
+func TestTheLibraryOfADriverThatLiesApartIsFound(t *testing.T) {
+	root := driverRoot(t, 1)
+	apart := filepath.Join(root, "usr/lib64/libnvidia-ml.so.1")
+	for name, test := range map[string]struct {
+		config string
+		works  string // the only library that does
+		want   []string
+	}{
+		"in the driver's root":   {`{"driver_root":"` + root + `"}`, apart, []string{apart}},
+		"known to the linker":    {`{"driver_root":"` + root + `"}`, "libnvidia-ml.so.1", []string{apart, "libnvidia-ml.so.1"}},
+		"by a path":              {`{"driver_root":"` + root + `","library":"/x/libnvidia-ml.so.1"}`, "/x/libnvidia-ml.so.1", []string{"/x/libnvidia-ml.so.1"}},
+		"nowhere":                {`{"driver_root":"` + root + `"}`, "", []string{apart, "libnvidia-ml.so.1"}},
+		"nowhere, asked by path": {`{"driver_root":"` + root + `","library":"/x/y"}`, apart, []string{"/x/y"}},
+	} {
+		var opened []string
+		open := func(path string) nvidiagpu.Library {
+			opened = append(opened, path)
+			if path == test.works {
+				return &fake{devices: whole(1)}
+			}
+			return &fake{err: nvidiagpu.ErrNoLibrary}
+		}
+		m := nvidiagpu.With(open)
+		moduletest.Start(t, m, test.config)
+		if !slices.Equal(opened, test.want) {
+			t.Errorf("%s: opened %v, want %v", name, opened, test.want)
+		}
+		want := 1.0
+		if test.works != opened[len(opened)-1] {
+			want = 0
+		}
+		if found := m.Info().Resources(); len(found) != 1 || found[0].GetName() != "gpus" || found[0].GetScalar().GetValue() != want {
+			t.Errorf("%s: resources %v, want gpus:%v", name, found, want)
+		}
+	}
+}
+
 func TestPartsOfAGPUAreResourcesOfTheirOwn(t *testing.T) {
 	list := append(whole(1), part(1, 0, "1g.5gb"), part(1, 1, "1g.5gb"), part(2, 0, "3g.20gb"))
-	if text, err := nvidiagpu.Resources(&fake{devices: list}); err != nil || text != "gpus:1;mig-1g.5gb:2;mig-3g.20gb:1" {
+	if text, err := nvidiagpu.Resources(func(string) nvidiagpu.Library { return &fake{devices: list} }); err != nil || text != "gpus:1;mig-1g.5gb:2;mig-3g.20gb:1" {
 		t.Errorf("Resources = %q, %v; want gpus:1;mig-1g.5gb:2;mig-3g.20gb:1", text, err)
 	}
 	b := start(t, list, `{}`)
@@ -550,7 +587,7 @@ func TestAMachineWithoutGPUsSaysSoAndTakesOthers(t *testing.T) {
 		t.Errorf("a plain task: %v, want nothing proposed", p)
 	}
 	b.refused(task("a", number("gpus", 1)), codes.ResourceExhausted, "0 of 0")
-	if _, err := nvidiagpu.Resources(b.fake); !errors.Is(err, nvidiagpu.ErrNoLibrary) {
+	if _, err := nvidiagpu.Resources(func(string) nvidiagpu.Library { return b.fake }); !errors.Is(err, nvidiagpu.ErrNoLibrary) {
 		t.Errorf("Resources: %v, want ErrNoLibrary", err)
 	}
 	b.fake.mu.Lock()

@@ -112,6 +112,15 @@ func TestWrongFlagsEndWithCode2(t *testing.T) {
 		{"run --cpus many -- true", []string{`"many"`, "--cpus"}},
 		{"agent --listen", []string{"--listen", "mosaic agent --help"}},
 		{"run", []string{"mosaic run -- COMMAND"}},
+		{"run --memory 64m --image i", []string{"memory is --mem", "mosaic run --help"}},
+		{"run --env-file f -- true", []string{"--env KEY=VALUE"}},
+		{"run -P --image i", []string{"--publish PORT"}},
+		{"run --gpus all -- true", []string{"--gpus 1"}},
+		{"run --mem lots -- true", []string{"512m"}},
+		{"run --init=perhaps --image i", []string{"true or false"}},
+		{"run --image i -v /a:/b ls", []string{"--volume /a:/b"}},
+		{"run -o json -- true", []string{"--detach"}},
+		{"ps", []string{"did you mean task?"}},
 		{"master --log-level loud --listen 127.0.0.1:0", []string{`"loud"`, "debug, info, warn or error"}},
 	} {
 		_, _, err := execute(t, strings.Fields(test.args)...)
@@ -149,6 +158,7 @@ func TestCompletion(t *testing.T) {
 	}{
 		{[]string{"ta"}, []string{"task\t"}},
 		{[]string{"run", "--max-"}, []string{"--max-cpus\t", "--max-mem\t"}},
+		{[]string{"run", "--network", ""}, []string{"host\n", "bridge\n", "none\n", ":4\n"}},
 		{[]string{"task", "ls", "-o", ""}, []string{"table\n", "wide\n", "json\n", "yaml\n"}},
 		{[]string{"task", "logs", "--master", addr, ""}, []string{"web-1\n", "old-1\n"}},
 		{[]string{"task", "kill", "--master", "127.0.0.1:1", ""}, []string{":4\n"}}, // nobody there: nothing, and no files either

@@ -73,3 +73,24 @@ func completeRoles(cmd *cobra.Command, args []string, _ string) ([]string, cobra
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
+
+// completeNetworks completes the names of networks: those that are everywhere, and those that tasks are in.
+func completeNetworks(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	names := []string{"host", "bridge", "none"}
+	master, err := cmd.Flags().GetString("master")
+	if err != nil {
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+	c, err := readCluster(cmd.Context(), master)
+	if err != nil {
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+	for _, t := range c.tasks() {
+		for _, n := range t.GetContainer().GetNetworkInfos() {
+			if name := n.GetName(); name != "" && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}

@@ -16,7 +16,7 @@ func TestRowsInEachFormat(t *testing.T) {
 		rows := []taskRow{
 			{
 				ID: "web-1", Name: "web", State: "TASK_RUNNING", FrameworkID: "f-1", Framework: "marathon", AgentID: "a-1", Hostname: "alpha",
-				CPUs: 0.5, MemMB: 64, ContainerID: "c-1", Updated: time.Now().Add(-90 * time.Second),
+				CPUs: 0.5, MemMB: 64, ContainerID: "c-1", Addresses: []string{"10.88.0.2"}, Ports: []string{"31000:80/tcp"}, Updated: time.Now().Add(-90 * time.Second),
 			},
 			{ID: "a-rather-long-id", Name: "old", State: "TASK_LOST", FrameworkID: "f-1", AgentID: "a-2", CPUs: 2, MemMB: 1024.5, Message: `odd: "quoted"`},
 		}
@@ -27,9 +27,9 @@ web-1              TASK_RUNNING   marathon    alpha   0.5    64 MB       90s
 a-rather-long-id   TASK_LOST      -           -       2      1024.5 MB   -
 `,
 			"wide": `
-TASK               STATE          FRAMEWORK   HOST    CPUS   MEM         SINCE   HEALTH   FRAMEWORK ID   CONTAINER   MESSAGE
-web-1              TASK_RUNNING   marathon    alpha   0.5    64 MB       90s     -        f-1            c-1         -
-a-rather-long-id   TASK_LOST      -           -       2      1024.5 MB   -       -        f-1            -           odd: "quoted"
+TASK               STATE          FRAMEWORK   HOST    CPUS   MEM         SINCE   HEALTH   FRAMEWORK ID   ADDRESS     PORTS          CONTAINER   MESSAGE
+web-1              TASK_RUNNING   marathon    alpha   0.5    64 MB       90s     -        f-1            10.88.0.2   31000:80/tcp   c-1         -
+a-rather-long-id   TASK_LOST      -           -       2      1024.5 MB   -       -        f-1            -           -              -           odd: "quoted"
 `,
 			"json": `
 [
@@ -44,6 +44,12 @@ a-rather-long-id   TASK_LOST      -           -       2      1024.5 MB   -      
     "cpus": 0.5,
     "mem_mb": 64,
     "container_id": "c-1",
+    "addresses": [
+      "10.88.0.2"
+    ],
+    "ports": [
+      "31000:80/tcp"
+    ],
     "updated": "1999-12-31T23:58:30Z"
   },
   {
@@ -71,6 +77,10 @@ a-rather-long-id   TASK_LOST      -           -       2      1024.5 MB   -      
   cpus: 0.5
   mem_mb: 64
   container_id: c-1
+  addresses:
+    - 10.88.0.2
+  ports:
+    - 31000:80/tcp
   updated: "1999-12-31T23:58:30Z"
 - id: a-rather-long-id
   name: old

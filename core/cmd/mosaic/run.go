@@ -7,6 +7,7 @@ import (
 	"io"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,15 +36,17 @@ type runOptions struct {
 	env      []string
 	uris     []string
 	cpus     float64
-	mem      float64
-	disk     float64
+	mem      megabytes
+	disk     megabytes
 	maxCPUs  float64
-	maxMem   float64
+	maxMem   megabytes
 	detach   bool
 	verbose  bool
 	shell    bool
 	waitFor  time.Duration
 	grace    time.Duration
+	format   string // of -o
+	printed  bool   // -o was given
 	argv     []string
 	in       io.Reader
 	out, err io.Writer
@@ -68,6 +71,10 @@ once the task runs, and the task stays: 'mosaic task logs' and 'mosaic task kill
 With -it the task has a terminal, and yours is connected with it: a shell or an editor works as if
 it ran here. The keys of --detach-keys leave it running.
 
+With --image the task runs in it: COMMAND takes the place of the image's entrypoint and command,
+and without one those are run. The flags from --add-host to --ulimit that docker run has, too, mean
+the same.
+
 With --group it is several tasks on one machine: they start together, share a network and their
 SANDBOX_PATH volumes, and end together if one fails. The file has a TaskGroupInfo of the v1 API, or
 a whole LaunchGroup, in JSON or YAML. Ids are made up; --cpus, --mem and --disk are for tasks that
@@ -84,7 +91,8 @@ number if a signal ended it; 125 if it could not be started.`,
 		Example: `  mosaic run -- echo hello
   mosaic run --cpus 0.5 --mem 64 --env WHO=world --shell -- 'echo hello $WHO'
   mosaic run --image ./rootfs -- /bin/sh -c 'ls /'
-  mosaic run --image nginx --network bridge --publish 80
+  mosaic run --image nginx --network bridge --publish 8080:80
+  mosaic run --image nginx --publish 80 --detach -o json
   mosaic run --image ./rootfs --volume /data:/data:ro --workdir /data -- ls
   mosaic run --detach --name web -- python3 -m http.server 31000
   mosaic run -it --image ./rootfs -- /bin/sh
@@ -95,6 +103,12 @@ number if a signal ended it; 125 if it could not be started.`,
 			}
 			if len(args) == 0 && o.image == "" {
 				return &exitError{exitUsage, errors.New("what to run is missing: mosaic run -- COMMAND [ARGUMENT...]")}
+			}
+			if o.printed = cmd.Flags().Changed("output"); o.printed && !o.detach {
+				return &exitError{exitUsage, errors.New("-o is for --detach: without it the output is the task's")}
+			}
+			if err := o.checkHabits(args); err != nil {
+				return &exitError{exitUsage, err}
 			}
 			return nil
 		},
@@ -119,28 +133,33 @@ number if a signal ended it; 125 if it could not be started.`,
 	f := cmd.Flags()
 	f.StringVarP(&o.file, "group", "f", "", "run the tasks of this file together; see above")
 	f.Float64Var(&o.cpus, "cpus", 0.1, "cores to reserve")
-	f.Float64Var(&o.mem, "mem", 32, "memory to reserve, in MB")
-	f.Float64Var(&o.disk, "disk", 0, "disk to reserve, in MB")
+	o.mem = 32
+	f.Var(&o.mem, "mem", "memory to reserve, in MB or as 2g")
+	f.Var(&o.disk, "disk", "disk to reserve, in MB or as 2g")
 	f.Float64Var(&o.maxCPUs, "max-cpus", 0, "cores it may use beyond its share when they are free (0: as --cpus)")
-	f.Float64Var(&o.maxMem, "max-mem", 0, "memory it may use before it is killed, in MB (0: as --mem)")
-	f.StringArrayVar(&o.env, "env", nil, "environment variable KEY=VALUE (repeatable; KEY alone passes yours on)")
+	f.Var(&o.maxMem, "max-mem", "memory it may use before it is killed, in MB or as 2g (0: as --mem)")
+	f.StringArrayVarP(&o.env, "env", "e", nil, "environment variable KEY=VALUE (repeatable; KEY alone passes yours on)")
 	f.StringArrayVar(&o.uris, "uri", nil, "file or archive to fetch into the sandbox (repeatable)")
 	f.StringVar(&o.name, "name", "", "name of the task")
 	f.StringVar(&o.role, "role", "*", "role whose share of the cluster it uses")
-	f.StringVar(&o.user, "user", "", "user to run as (default: yours)")
+	f.StringVarP(&o.user, "user", "u", "", "user to run as (default: yours)")
 	f.BoolVarP(&o.detach, "detach", "d", false, "return once the task runs; it stays")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "print each state of the task on standard error")
 	f.BoolVar(&o.shell, "shell", false, "the command is one line for /bin/sh")
 	f.DurationVar(&o.waitFor, "wait", 0, "give up when no machine offered enough for so long (0: wait for ever)")
 	f.DurationVar(&o.grace, "grace", 3*time.Second, "time between SIGTERM and SIGKILL when it is killed")
+	outputFlag(cmd, &o.format)
+	f.Lookup("output").Usage = "with --detach: print the task in a format: table, wide, json or yaml (default: its id)"
+	f.Lookup("output").DefValue = ""
+	o.habitFlags(cmd)
 	return cmd
 }
 
 // resources are what a task needs that does not say it itself.
 func (o *runOptions) resources() resources.Quantities {
-	r := resources.Quantities{"cpus": o.cpus, "mem": o.mem}
+	r := resources.Quantities{"cpus": o.cpus, "mem": float64(o.mem)}
 	if o.disk > 0 {
-		r["disk"] = o.disk
+		r["disk"] = float64(o.disk)
 	}
 	if o.gpus > 0 {
 		r["gpus"] = float64(o.gpus)
@@ -155,7 +174,11 @@ func (o *runOptions) checkGroup(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return &exitError{exitUsage, fmt.Errorf("the tasks of --group are in its file: got %q as well", strings.Join(args, " "))}
 	}
-	for _, name := range ofOneTask {
+	names := slices.Clone(ofOneTask)
+	for _, d := range dockerFlags {
+		names = append(names, d.name)
+	}
+	for _, name := range names {
 		if cmd.Flags().Changed(name) {
 			return &exitError{exitUsage, fmt.Errorf("--%s does not go with --group: say it in the file", name)}
 		}
@@ -218,7 +241,8 @@ func (o *runOptions) task() (*mesosv1.TaskInfo, error) {
 		if t.Limits == nil {
 			t.Limits = map[string]*mesosv1.Value_Scalar{}
 		}
-		t.Limits["mem"] = &mesosv1.Value_Scalar{Value: &o.maxMem}
+		most := float64(o.maxMem)
+		t.Limits["mem"] = &mesosv1.Value_Scalar{Value: &most}
 	}
 	if err := o.container(t); err != nil {
 		return nil, err

@@ -31,16 +31,19 @@ type containerFlags struct {
 	volumes []string
 	gpus    int
 	workdir string
+	// Flags that mean what they mean to docker run.
+	parameters []*mesosv1.Parameter
 }
 
 func (o *containerFlags) imageFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.image, "image", "", "run in an image: a name in a registry, an OCI layout, an image archive or a root filesystem folder")
 	f.StringVar(&o.network, "network", "", "network: host (default), bridge, none, or the name of one that the agents have")
-	f.StringArrayVar(&o.publish, "publish", nil, "port of the task on its own network: PORT for any of the machine's, or HOSTPORT:PORT[/udp] (repeatable)")
+	_ = cmd.RegisterFlagCompletionFunc("network", completeNetworks)
+	f.StringArrayVarP(&o.publish, "publish", "p", nil, "port of the task on its own network: PORT for any of the machine's, or HOSTPORT:PORT[/udp] (repeatable)")
 	f.StringArrayVar(&o.volumes, "volume", nil, "folder or file of the machine to see in the task: PATH:PLACE[:ro] (repeatable)")
 	f.IntVar(&o.gpus, "gpus", 0, "GPUs to reserve")
-	f.StringVar(&o.workdir, "workdir", "", "working directory in the image (default: the image's)")
+	f.StringVarP(&o.workdir, "workdir", "w", "", "working directory in the image (default: the image's)")
 }
 
 // checkContainer says what is wrong with these flags.
@@ -52,6 +55,8 @@ func (o *containerFlags) checkContainer() error {
 		return errors.New("--workdir is for tasks with --image; others begin in their sandbox")
 	case o.workdir != "" && !path.IsAbs(o.workdir):
 		return fmt.Errorf("--workdir: got %q, want an absolute path in the image", o.workdir)
+	case len(o.parameters) > 0 && o.image == "":
+		return fmt.Errorf("--%s is for tasks with --image", o.parameters[0].GetKey())
 	case o.network == "none" && o.image == "":
 		return errors.New("--network none is for tasks with --image")
 	case len(o.publish) > 0 && (o.network == "host" || o.network == "none"):
@@ -105,6 +110,9 @@ func (o *containerFlags) mounted() ([]*mesosv1.Volume, error) {
 		if len(parts) == 3 && parts[2] == "ro" {
 			v.Mode, parts = mesosv1.Volume_RO.Enum(), parts[:2]
 		}
+		if len(parts) == 2 && parts[0] != "" && !strings.Contains(parts[0], "/") {
+			return nil, fmt.Errorf("--volume: got %q, and no driver keeps volumes by name here: want PATH:PLACE, both absolute", text)
+		}
 		if len(parts) != 2 || !path.IsAbs(parts[0]) || parts[1] == "" || o.image != "" && !path.IsAbs(parts[1]) {
 			return nil, fmt.Errorf("--volume: got %q, want PATH:PLACE or PATH:PLACE:ro, both absolute", text)
 		}
@@ -150,7 +158,7 @@ func (o *runOptions) container(t *mesosv1.TaskInfo) error {
 		if err != nil {
 			return err
 		}
-		if o.workdir != "" || o.network == "none" {
+		if o.workdir != "" || o.network == "none" || len(o.parameters) > 0 {
 			o.dockerContainer(t, info, image)
 		} else {
 			info.Mesos = &mesosv1.ContainerInfo_MesosInfo{Image: &mesosv1.Image{
@@ -182,7 +190,11 @@ func (o *runOptions) dockerContainer(t *mesosv1.TaskInfo, info *mesosv1.Containe
 		parameter("workdir", o.workdir)
 	}
 	parameter("user", o.user)
-	if c := t.GetCommand(); !c.GetShell() && c.Value != nil {
+	info.Docker.Parameters = append(info.Docker.Parameters, o.parameters...)
+	given := slices.ContainsFunc(o.parameters, func(p *mesosv1.Parameter) bool { return p.GetKey() == "entrypoint" })
+	if c := t.GetCommand(); given && !c.GetShell() {
+		c.Value, c.Arguments = nil, o.argv
+	} else if !c.GetShell() && c.Value != nil {
 		parameter("entrypoint", c.GetValue())
 		c.Value, c.Arguments = nil, o.argv[1:]
 	}

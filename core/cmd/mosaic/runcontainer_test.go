@@ -34,6 +34,14 @@ func TestContainerThatRunAsksFor(t *testing.T) {
 		"working directory": {flags: containerFlags{image: "nginx", workdir: "/srv", network: "blue"}, argv: "|a b",
 			want: `type: DOCKER network_infos { name: "blue" } docker { image: "nginx" network: USER parameters { key: "workdir" value: "/srv" }
 				parameters { key: "user" value: "me" } parameters { key: "entrypoint" value: "/bin/echo" } }`},
+		"flags of docker run": {flags: containerFlags{image: "nginx", publish: []string{"80"}, parameters: []*mesosv1.Parameter{
+			{Key: proto.String("init"), Value: proto.String("true")}, {Key: proto.String("add-host"), Value: proto.String("a:10.0.0.1")}}}, argv: "|a b",
+			want: `type: DOCKER network_infos { name: "mosaic" port_mappings { container_port: 80 protocol: "tcp" } } docker { image: "nginx" network: USER
+				parameters { key: "user" value: "me" } parameters { key: "init" value: "true" } parameters { key: "add-host" value: "a:10.0.0.1" }
+				parameters { key: "entrypoint" value: "/bin/echo" } }`},
+		"an entrypoint keeps the command for itself": {flags: containerFlags{image: "nginx", parameters: []*mesosv1.Parameter{
+			{Key: proto.String("entrypoint"), Value: proto.String("/bin/env")}}}, argv: "|/bin/echo a b",
+			want: `type: DOCKER docker { image: "nginx" network: HOST parameters { key: "user" value: "me" } parameters { key: "entrypoint" value: "/bin/env" } }`},
 		"no network": {flags: containerFlags{image: "nginx", network: "none"}, argv: "|a b",
 			want: `type: DOCKER docker { image: "nginx" network: NONE parameters { key: "user" value: "me" } parameters { key: "entrypoint" value: "/bin/echo" } }`},
 	} {

@@ -110,6 +110,9 @@ func (o *runOptions) run(ctx context.Context) (int, error) {
 		return 0, hint(err, o.master, "master")
 	}
 	if o.detach && !r.all((*running).ended) {
+		if o.printed {
+			return 0, r.printTasks(ctx)
+		}
 		for _, t := range r.tasks {
 			fmt.Fprintln(o.out, t.info.GetTaskId().GetValue())
 		}
@@ -118,6 +121,23 @@ func (o *runOptions) run(ctx context.Context) (int, error) {
 	// The framework has served its purpose; leaving without a word would only leave it to time out.
 	_ = r.client.Teardown(ctx)
 	return r.exitCode(), nil
+}
+
+// printTasks prints the tasks that stay, as the master knows them.
+func (r *runner) printTasks(ctx context.Context) error {
+	c, err := readCluster(ctx, r.master)
+	if err != nil {
+		return err
+	}
+	var rows []taskRow
+	for _, t := range r.tasks {
+		found, err := c.findTask(t.info.GetTaskId().GetValue(), r.client.FrameworkID().GetValue())
+		if err != nil {
+			return err
+		}
+		rows = append(rows, newTaskRow(c, found))
+	}
+	return printRows(r.out, r.format, rows, taskColumns)
 }
 
 // prepare makes the tasks.
@@ -531,6 +551,9 @@ func (r *runner) exitCode() int {
 		code, exited := t.exitCode()
 		if !r.verbose && code != 0 && (!exited || r.group != nil) {
 			fmt.Fprintln(r.err, "mosaic:", t.describe())
+			if hint := r.imageHint(t.status.GetMessage()); hint != "" {
+				fmt.Fprintln(r.err, "mosaic:", hint)
+			}
 		}
 		if t.status.GetState() == mesosv1.TaskState_TASK_KILLED {
 			killed = cmp.Or(killed, code)

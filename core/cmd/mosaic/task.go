@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 
 func newTask() *cobra.Command {
 	cmd := &cobra.Command{Use: "task", Short: "List tasks, read their output, enter them, kill them", Args: cobra.NoArgs}
+	cmd.SuggestFor = []string{"ps", "logs", "exec", "kill", "stop", "attach", "inspect"}
 	cmd.AddCommand(newTaskList(), newTaskLogs(), newTaskExec(), newTaskAttach(), newTaskKill())
 	return cmd
 }
@@ -38,6 +40,8 @@ type taskRow struct {
 	CPUs        float64   `json:"cpus"`
 	MemMB       float64   `json:"mem_mb"`
 	ContainerID string    `json:"container_id,omitempty"`
+	Addresses   []string  `json:"addresses,omitempty"` // of its own networks
+	Ports       []string  `json:"ports,omitempty"`     // published: HOSTPORT:PORT/PROTOCOL
 	Updated     time.Time `json:"updated,omitzero"`
 	Message     string    `json:"message,omitempty"`
 	Reason      string    `json:"reason,omitempty"`
@@ -52,13 +56,16 @@ func newTaskRow(c *cluster, t *mesosv1.Task) taskRow {
 		ID: t.GetTaskId().GetValue(), Name: t.GetName(), State: t.GetState().String(),
 		FrameworkID: t.GetFrameworkId().GetValue(), AgentID: t.GetAgentId().GetValue(),
 		CPUs: scalar(t.GetResources(), "cpus"), MemMB: scalar(t.GetResources(), "mem"),
-		active: !terminal(t.GetState()),
+		Ports: portsOf(t.GetContainer()), active: !terminal(t.GetState()),
 	}
 	r.Framework = c.frames[r.FrameworkID].GetFrameworkInfo().GetName()
 	r.Hostname = c.agents[r.AgentID].GetAgentInfo().GetHostname()
 	for _, s := range t.GetStatuses() {
 		if id := containerText(s.GetContainerStatus().GetContainerId()); id != "" {
 			r.ContainerID = id
+		}
+		if list := addressesOf(s.GetContainerStatus()); len(list) > 0 {
+			r.Addresses = list
 		}
 		r.Healthy, r.Check = s.Healthy, newTaskCheck(s.GetCheckStatus())
 		r.Message = s.GetMessage()
@@ -71,6 +78,36 @@ func newTaskRow(c *cluster, t *mesosv1.Task) taskRow {
 		}
 	}
 	return r
+}
+
+// addressesOf are those of a container that stand in the status of its task.
+func addressesOf(s *mesosv1.ContainerStatus) []string {
+	var list []string
+	for _, n := range s.GetNetworkInfos() {
+		for _, a := range n.GetIpAddresses() {
+			if ip := a.GetIpAddress(); ip != "" {
+				list = append(list, ip)
+			}
+		}
+	}
+	return list
+}
+
+// portsOf are the ports of the machine that lead into a container.
+func portsOf(info *mesosv1.ContainerInfo) []string {
+	var list []string
+	add := func(from, to uint32, protocol string) {
+		list = append(list, fmt.Sprintf("%d:%d/%s", from, to, cmp.Or(strings.ToLower(protocol), "tcp")))
+	}
+	for _, n := range info.GetNetworkInfos() {
+		for _, m := range n.GetPortMappings() {
+			add(m.GetHostPort(), m.GetContainerPort(), m.GetProtocol())
+		}
+	}
+	for _, m := range info.GetDocker().GetPortMappings() {
+		add(m.GetHostPort(), m.GetContainerPort(), m.GetProtocol())
+	}
+	return list
 }
 
 // containerText names a container as agents do: the ids from the outermost on, with dots between.
@@ -138,6 +175,8 @@ var taskColumns = []column[taskRow]{
 	{"SINCE", false, func(r taskRow) string { return age(r.Updated) }},
 	{"HEALTH", true, func(r taskRow) string { return healthText(r.Healthy) }},
 	{"FRAMEWORK ID", true, func(r taskRow) string { return r.FrameworkID }},
+	{"ADDRESS", true, func(r taskRow) string { return strings.Join(r.Addresses, ",") }},
+	{"PORTS", true, func(r taskRow) string { return strings.Join(r.Ports, ",") }},
 	{"CONTAINER", true, func(r taskRow) string { return r.ContainerID }},
 	{"MESSAGE", true, func(r taskRow) string { return r.Message }},
 }
@@ -169,38 +208,38 @@ func newTaskList() *cobra.Command {
 	return cmd
 }
 
-// findTask looks a task up by id, or by the beginning of its id if that is unique. Live tasks go first.
+// findTask looks a task up by its id, by its name, or by the beginning of its id, whichever is first to find any. Live
+// tasks go before others.
 func (c *cluster) findTask(id, framework string) (*mesosv1.Task, error) {
-	var exact, prefix []*mesosv1.Task
+	var byID, byName, byStart []*mesosv1.Task
 	for _, t := range c.tasks() {
-		if framework != "" && t.GetFrameworkId().GetValue() != framework {
-			continue
-		}
 		switch v := t.GetTaskId().GetValue(); {
+		case framework != "" && t.GetFrameworkId().GetValue() != framework:
 		case v == id:
-			exact = append(exact, t)
+			byID = append(byID, t)
+		case t.GetName() == id:
+			byName = append(byName, t)
 		case strings.HasPrefix(v, id):
-			prefix = append(prefix, t)
+			byStart = append(byStart, t)
 		}
 	}
-	if len(exact) == 0 {
-		exact = prefix
+	for _, found := range [][]*mesosv1.Task{byID, byName, byStart} {
+		live := slices.DeleteFunc(slices.Clone(found), func(t *mesosv1.Task) bool { return terminal(t.GetState()) })
+		switch {
+		case len(found) == 0:
+			continue
+		case len(found) == 1:
+			return found[0], nil
+		case len(live) == 1:
+			return live[0], nil
+		}
+		var names []string
+		for _, t := range found {
+			names = append(names, t.GetTaskId().GetValue()+" of framework "+t.GetFrameworkId().GetValue())
+		}
+		return nil, fmt.Errorf("task %q could be any of:\n  %s\nName one in full, or use --framework", id, strings.Join(names, "\n  "))
 	}
-	switch {
-	case len(exact) == 0:
-		return nil, fmt.Errorf("no task %q; 'mosaic task ls --all' lists them", id)
-	case len(exact) == 1:
-		return exact[0], nil
-	}
-	live := slices.DeleteFunc(slices.Clone(exact), func(t *mesosv1.Task) bool { return terminal(t.GetState()) })
-	if len(live) == 1 {
-		return live[0], nil
-	}
-	var names []string
-	for _, t := range exact {
-		names = append(names, t.GetTaskId().GetValue()+" of framework "+t.GetFrameworkId().GetValue())
-	}
-	return nil, fmt.Errorf("task %q could be any of:\n  %s\nName one in full, or use --framework", id, strings.Join(names, "\n  "))
+	return nil, fmt.Errorf("no task %q; 'mosaic task ls --all' lists them", id)
 }
 
 // completeTasks completes the ids of tasks.

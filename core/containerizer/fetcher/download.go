@@ -46,39 +46,58 @@ func denied(list []netip.Prefix) func(network, address string, _ syscall.RawConn
 	}
 }
 
+// open asks for what the item's URL names. size is -1 where nobody says it.
+func (f *Fetcher) open(ctx context.Context, i item, user *User) (body io.ReadCloser, size int64, err error) {
+	switch i.url.Scheme {
+	case "http", "https":
+		return f.openHTTP(ctx, i.url)
+	case "ftp", "ftps":
+		return f.openFTP(ctx, i.url)
+	}
+	return f.openHadoop(ctx, i.url.String(), user)
+}
+
+func (f *Fetcher) openHTTP(ctx context.Context, u *url.URL) (io.ReadCloser, int64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, 0, errors.New("malformed URI")
+	}
+	req.Header.Set("User-Agent", "mosaic-fetcher")
+	resp, err := f.client.Do(req)
+	if err != nil {
+		return nil, 0, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, 0, errors.Join(fmt.Errorf("server answered %s", resp.Status), resp.Body.Close())
+	}
+	return resp.Body, resp.ContentLength, nil
+}
+
 // download writes what the item's URL brings to w and returns its length. size, if given, is told the length before the
 // first byte if the server says it (else -1); its error ends the download. tell is told how far it is, often.
-func (f *Fetcher) download(ctx context.Context, i item, w io.Writer, size func(int64) error, tell func(n, of int64)) (int64, error) {
+func (f *Fetcher) download(ctx context.Context, i item, user *User, w io.Writer, size func(int64) error, tell func(n, of int64)) (int64, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stall := time.AfterFunc(f.cfg.StallTimeout, func() {
 		cancel(fmt.Errorf("nothing came for %s", f.cfg.StallTimeout))
 	})
 	defer stall.Stop()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, i.url.String(), nil)
-	if err != nil {
-		return 0, errors.New("malformed URI")
-	}
-	req.Header.Set("User-Agent", "mosaic-fetcher")
-	resp, err := f.client.Do(req)
+	in, length, err := f.open(ctx, i, user)
 	if err != nil {
 		return 0, reason(ctx, err)
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return 0, fmt.Errorf("server answered %s", resp.Status)
-	}
-	if resp.ContentLength > f.cfg.MaxSize {
-		return 0, fmt.Errorf("%d bytes: %w of %d", resp.ContentLength, errTooLarge, f.cfg.MaxSize)
+	defer in.Close()
+	if length > f.cfg.MaxSize {
+		return 0, fmt.Errorf("%d bytes: %w of %d", length, errTooLarge, f.cfg.MaxSize)
 	}
 	if size != nil {
-		if err := size(resp.ContentLength); err != nil {
+		if err := size(length); err != nil {
 			return 0, err
 		}
 	}
-	body := &reader{ctx: ctx, r: resp.Body, left: f.cfg.MaxSize, bounded: true}
+	body := &reader{ctx: ctx, r: in, left: f.cfg.MaxSize, bounded: true}
 	c := i.sum.check(w)
-	n, err := io.Copy(c, &restarting{r: body, timer: stall, after: f.cfg.StallTimeout, of: resp.ContentLength, tell: tell})
+	n, err := io.Copy(c, &restarting{r: body, timer: stall, after: f.cfg.StallTimeout, of: length, tell: tell})
 	if err != nil {
 		return n, reason(ctx, err)
 	}

@@ -1,5 +1,5 @@
-// Package fetcher brings what a command's URIs name into its sandbox: by http and https, and from files of this
-// machine, checked, unpacked and made executable as asked.
+// Package fetcher brings what a command's URIs name into its sandbox: by http, https, ftp and ftps, by Hadoop's client
+// from the stores that it knows, and from files of this machine, checked, unpacked and made executable as asked.
 //
 // It promises that nothing is read from this machine or written to the sandbox with more rights than the container's
 // user has, that no name in a URI or an archive leads out of the sandbox, and that a download or an archive that
@@ -10,6 +10,8 @@ package fetcher
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -57,8 +59,8 @@ type Config struct {
 	MaxRatio int64
 	// How long unpacking one archive may take. Default 15 minutes.
 	ExtractTimeout time.Duration
-	// Schemes that tasks may use, of http, https and file, which is absolute paths too. Default: all three. The way on
-	// from a redirect is bound by it as well.
+	// Schemes that tasks may use, of those of KnownSchemes; file is absolute paths, too. Default: all. The way on from a
+	// redirect is bound by it as well.
 	Schemes []string
 	// How many redirects a download may follow; negative: none. Default 10. Whatever it is, none leads from https to
 	// http.
@@ -66,8 +68,13 @@ type Config struct {
 	// Time between two words in the sandbox's stderr on a download that goes on. Default 10 seconds.
 	TellEvery time.Duration
 	// Addresses that nothing is fetched from, whatever name or redirect leads there: the agent reaches what a task with
-	// its own network may not, such as a cloud's metadata service (169.254.0.0/16). Counts without Transport.
+	// its own network may not, such as a cloud's metadata service (169.254.0.0/16). Counts without Transport, and not for
+	// what Hadoop's client does.
 	Deny []netip.Prefix
+	// Certificates in PEM that servers are trusted by, beside this machine's own. Counts without Transport.
+	CA []byte
+	// Hadoop's client. Default: hadoop, wherever PATH has it.
+	Hadoop string
 	// Default: http.DefaultTransport's settings.
 	Transport http.RoundTripper
 	// Default: discarded.
@@ -104,12 +111,19 @@ func (r *Request) open() (*os.Root, error) {
 type Fetcher struct {
 	cfg    Config
 	client *http.Client
+	dialer *net.Dialer
+	tls    *tls.Config
 	cache  *cache // nil without one
+}
+
+// KnownSchemes are all that a fetcher can be asked for.
+func KnownSchemes() []string {
+	return append([]string{"http", "https", "ftp", "ftps", "file"}, hadoopSchemes...)
 }
 
 // New makes a fetcher and empties its cache.
 func New(cfg Config) (*Fetcher, error) {
-	known := []string{"http", "https", "file"}
+	known := KnownSchemes()
 	if cfg.CacheSize <= 0 {
 		cfg.CacheSize = defaultCacheSize
 	}
@@ -142,15 +156,29 @@ func New(cfg Config) (*Fetcher, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	f := &Fetcher{
+		dialer: &net.Dialer{Timeout: cfg.StallTimeout, Control: denied(cfg.Deny)},
+		tls:    &tls.Config{MinVersion: tls.VersionTLS12},
+	}
+	if len(cfg.CA) > 0 {
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			return nil, fmt.Errorf("fetcher: this machine's certificates: %w", err)
+		}
+		if !pool.AppendCertsFromPEM(cfg.CA) {
+			return nil, errors.New("fetcher: CA holds no certificate")
+		}
+		f.tls.RootCAs = pool
+	}
 	if cfg.Transport == nil {
 		t := http.DefaultTransport.(*http.Transport).Clone()
 		t.ResponseHeaderTimeout = cfg.StallTimeout
 		t.DisableCompression = true // a .gz must arrive as it is
-		dialer := &net.Dialer{Timeout: cfg.StallTimeout, Control: denied(cfg.Deny)}
-		t.DialContext = dialer.DialContext
+		t.DialContext = f.dialer.DialContext
+		t.TLSClientConfig = f.tls.Clone()
 		cfg.Transport = t
 	}
-	f := &Fetcher{cfg: cfg}
+	f.cfg = cfg
 	f.client = &http.Client{Transport: cfg.Transport, CheckRedirect: f.redirected}
 	if cfg.CacheDir != "" {
 		c, err := newCache(cfg.CacheDir, cfg.CacheSize)
@@ -210,7 +238,7 @@ func (f *Fetcher) parse(u *mesosv1.CommandInfo_URI) (item, error) {
 		}
 		scheme, base = parsed.Scheme, path.Base(parsed.Path)
 		switch scheme {
-		case "http", "https":
+		case "http", "https", "ftp", "ftps":
 			if parsed.Host == "" {
 				return i, errors.New("URI without host")
 			}
@@ -221,7 +249,10 @@ func (f *Fetcher) parse(u *mesosv1.CommandInfo_URI) (item, error) {
 			}
 			i.file = filepath.Clean(parsed.Path)
 		default:
-			return i, fmt.Errorf("scheme %q is not supported: want http, https, file or an absolute path%s", scheme, instead(scheme))
+			if !slices.Contains(hadoopSchemes, scheme) {
+				return i, fmt.Errorf("scheme %q is not supported: want one of %s, or an absolute path", scheme, strings.Join(KnownSchemes(), ", "))
+			}
+			i.url = parsed
 		}
 	}
 	if !slices.Contains(f.cfg.Schemes, scheme) {
@@ -243,18 +274,6 @@ func (f *Fetcher) parse(u *mesosv1.CommandInfo_URI) (item, error) {
 	return i, nil
 }
 
-// instead says what to do in place of a scheme that Mesos takes, or tools do.
-func instead(scheme string) string {
-	switch scheme {
-	case "hdfs", "hftp", "webhdfs", "s3", "s3n", "s3a", "gs", "maprfs":
-		return "; that one needs a client of its own, which agents here do not have: use the store's http(s) address (WebHDFS, a signed URL), " +
-			"or fetch it by the task's command"
-	case "ftp", "ftps":
-		return "; it has no checked transport and no way to resume: serve the file by https"
-	}
-	return ""
-}
-
 // redact is a URI as people and logs may see it.
 func redact(value string) string {
 	u, err := url.Parse(value)
@@ -268,7 +287,7 @@ func redact(value string) string {
 func (f *Fetcher) fetch(ctx context.Context, r Request, i item) (int64, error) {
 	if i.url != nil && i.cache && f.cache != nil {
 		e, err := f.cache.acquire(ctx, r.CacheKey+"\x00"+i.url.String()+"\x00"+i.sum.want, func(w io.Writer, size func(int64) error) (int64, error) {
-			return f.download(ctx, i, w, size, f.teller(r, i))
+			return f.download(ctx, i, r.User, w, size, f.teller(r, i))
 		})
 		if err == nil {
 			defer f.cache.release(e)
@@ -285,7 +304,7 @@ func (f *Fetcher) fetch(ctx context.Context, r Request, i item) (int64, error) {
 			return err
 		}
 		defer root.Close()
-		n, err = f.bring(ctx, root, i, f.teller(r, i))
+		n, err = f.bring(ctx, root, i, r.User, f.teller(r, i))
 		if err != nil {
 			return err
 		}
@@ -295,14 +314,14 @@ func (f *Fetcher) fetch(ctx context.Context, r Request, i item) (int64, error) {
 }
 
 // bring writes the item into the sandbox under its name.
-func (f *Fetcher) bring(ctx context.Context, root *os.Root, i item, tell func(n, of int64)) (int64, error) {
+func (f *Fetcher) bring(ctx context.Context, root *os.Root, i item, user *User, tell func(n, of int64)) (int64, error) {
 	out, err := create(root, i.name, 0o644)
 	if err != nil {
 		return 0, err
 	}
 	var n int64
 	if i.url != nil {
-		n, err = f.download(ctx, i, out, nil, tell)
+		n, err = f.download(ctx, i, user, out, nil, tell)
 	} else {
 		n, err = f.copyFile(ctx, out, i)
 	}

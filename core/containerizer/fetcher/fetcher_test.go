@@ -234,7 +234,7 @@ func TestFailuresNameTheURI(t *testing.T) {
 		s.URL + "/bad.tar.xz":              "xz",
 		s.URL + "/bad.gz":                  "gzip",
 		s.URL + "/huge.tar.xz":             "dictionary",
-		"hdfs://x/y":                       `scheme "hdfs" is not supported`,
+		"hdfs://x/y":                       "needs Hadoop's client",
 		"relative/path":                    `scheme "" is not supported`,
 		"file://elsewhere/etc/motd":        "this machine",
 		"/does/not/exist":                  "no such file",

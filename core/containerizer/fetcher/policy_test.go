@@ -95,8 +95,9 @@ func TestSchemesAndRedirectsAreTheOperatorsToAllow(t *testing.T) {
 		{"file:///etc/passwd", func(c *Config) { c.Schemes = []string{"https", "http"} }, "fetches nothing by file"},
 		{"hdfs://nn/x", func(*Config) {}, "WebHDFS"},
 		{"s3a://bucket/x", func(*Config) {}, "signed URL"},
-		{"ftp://host/x", func(*Config) {}, "serve the file by https"},
-		{"gopher://host/x", func(*Config) {}, `scheme "gopher" is not supported: want http, https, file or an absolute path`},
+		{"ftp://host/x", func(c *Config) { c.Schemes = []string{"https", "ftps"} }, "fetches nothing by ftp, only by https, ftps"},
+		{"hdfs://nn/x", func(c *Config) { c.Schemes = []string{"https"} }, "fetches nothing by hdfs"},
+		{"gopher://host/x", func(*Config) {}, `scheme "gopher" is not supported: want one of http, https, ftp, ftps, file, hdfs,`},
 	} {
 		f := newFetcher(t, func(c *Config) { c.Transport = secure.Client().Transport }, x.change)
 		err := f.Fetch(t.Context(), Request{URIs: []*mesosv1.CommandInfo_URI{uri(x.value)}, Sandbox: t.TempDir()})
@@ -104,7 +105,7 @@ func TestSchemesAndRedirectsAreTheOperatorsToAllow(t *testing.T) {
 			t.Errorf("Fetch(%s): got %v, want %q", x.value, err, x.want)
 		}
 	}
-	if _, err := New(Config{Schemes: []string{"hdfs"}}); err == nil {
+	if _, err := New(Config{Schemes: []string{"gopher"}}); err == nil {
 		t.Error("New with a scheme that nobody speaks: got no error")
 	}
 }

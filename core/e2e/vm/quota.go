@@ -154,7 +154,11 @@ func projectsFree(dir, options string) error {
 
 // sandbox is a task's.
 func sandbox(c *cluster.Cluster, task string) (string, error) {
-	found, err := filepath.Glob(filepath.Join(c.Dir, "agent", "slaves", "*", "frameworks", "*", "executors", task, "runs", "latest"))
+	work := "agent"
+	if c.Dev {
+		work = "work/agent"
+	}
+	found, err := filepath.Glob(filepath.Join(c.Dir, work, "slaves", "*", "frameworks", "*", "executors", task, "runs", "latest"))
 	if err != nil || len(found) != 1 {
 		return "", fmt.Errorf("sandbox of task %s: %v, %v", task, found, err)
 	}
@@ -169,10 +173,12 @@ func withDisk(o *mesosv1.Offer, task *mesosv1.TaskInfo, mb float64) *mesosv1.Tas
 	return task
 }
 
-// writer tries to write 20 MB as often as a folder has a file that says so, and tells how each try went.
+// writer tries to write 20 MB as often as a folder has a file that says so, and tells how each try went. Its output lies in
+// the sandbox, too, so that there must be room for it again: it keeps 4 MB.
 func writer(folder, name string) string {
 	return `i=1; while :; do while ! [ -e ` + folder + `/` + name + `-$i ]; do sleep 0.1; done; ` +
-		`if dd if=/dev/zero of=big bs=1M count=20 2>why; then echo "write $i: done"; else echo "write $i: $(grep -o "Disk quota exceeded\|No space left on device" why)"; fi; i=$((i+1)); done`
+		`if why=$(dd if=/dev/zero of=big bs=1M count=20 2>&1); then said=done; else said=$(echo "$why" | grep -o "Disk quota exceeded\|No space left on device"); fi; ` +
+		`truncate -s 4M big; echo "write $i: $said"; i=$((i+1)); done`
 }
 
 // launch launches tasks of 5 MB of disk, each with 0.2 cpus, and waits for one of the states.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -73,7 +72,7 @@ type tests struct {
 	skipped      *skips
 }
 
-// check runs them in their folder, shows one line a test, and returns the whole output if one failed.
+// check runs them in their folder, shows one line a test, and of those that fail all that they said.
 func (t *tests) check(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, t.program, "-test.v", "-test.timeout="+testPatience.String(), "-test.run="+t.run, "-test.skip="+t.skip)
 	cmd.Dir = t.dir
@@ -89,37 +88,52 @@ func (t *tests) check(ctx context.Context) error {
 		in.Close()
 		ended <- err
 	}()
-	var all bytes.Buffer
 	var wrong []error
 	passed, skipped := 0, 0
-	said := "" // what was logged last: for a test that is skipped, why
-	sc := bufio.NewScanner(io.TeeReader(out, &all))
+	var since []string          // what was said since the last test ended
+	said := map[string]string{} // by a test's name, what it logged last: if it is skipped, why
+	name := ""                  // of the test that logs
+	sc := bufio.NewScanner(out)
 	sc.Buffer(nil, 1<<20)
 	for sc.Scan() {
 		line := sc.Text()
-		if strings.HasPrefix(line, "--- ") || strings.Contains(line, "--- FAIL: ") {
-			fmt.Println("    " + line)
+		switch {
+		case strings.HasPrefix(line, "--- FAIL: "):
+			fmt.Println(indent(strings.Join(append(since, line), "\n")))
+			since = nil
+		case strings.HasPrefix(line, "--- "):
+			fmt.Println(indent(line))
+			since = nil
+		default:
+			since = append(since, line)
 		}
-		switch line = strings.TrimSpace(line); {
-		case strings.HasPrefix(line, "--- PASS: "):
-			passed++
-		case strings.HasPrefix(line, "--- SKIP: "):
-			skipped++
-			name := strings.Fields(line)[2]
-			if accepted.MatchString(said) {
-				*t.skipped = append(*t.skipped, fmt.Sprintf("%s %s: %s", t.name, name, said))
-			} else {
-				wrong = append(wrong, fmt.Errorf("%s was skipped: %s", name, said))
+		switch words := strings.Fields(line); {
+		case len(words) == 0:
+		case words[0] == "===" && len(words) > 2:
+			name = words[2]
+		case words[0] == "---" && len(words) > 2:
+			switch words[1] {
+			case "PASS:":
+				passed++
+			case "SKIP:":
+				skipped++
+				name := words[2]
+				if accepted.MatchString(said[name]) {
+					*t.skipped = append(*t.skipped, fmt.Sprintf("%s %s: %s", t.name, name, said[name]))
+				} else {
+					wrong = append(wrong, fmt.Errorf("%s was skipped: %s", name, said[name]))
+				}
 			}
-		case line != "" && !strings.HasPrefix(line, "=== "):
-			said = line
+		default:
+			said[name] = strings.TrimSpace(line)
 		}
 	}
-	_, _ = io.Copy(&all, out) // a line too long for the scanner must not stop the test's output
+	_, _ = io.Copy(io.Discard, out) // a line too long for the scanner must not stop the test's output
 	err := <-ended
 	fmt.Printf("    %d passed, %d skipped\n", passed, skipped)
 	if err != nil {
-		return fmt.Errorf("%w\n%s", err, all.String())
+		// A test that ends the process, as one that takes too long does, has no line of its own.
+		return fmt.Errorf("%w\n%s", err, strings.Join(since, "\n"))
 	}
 	if passed == 0 {
 		wrong = append(wrong, errors.New("no test passed: nothing was tested"))

@@ -13,7 +13,7 @@ import (
 
 func main() {
 	if len(os.Args) == 2 && os.Args[1] == "resources" {
-		text, err := nvidiagpu.Resources(nvidiagpu.Open(nvidiagpu.DefaultLibrary))
+		text, err := nvidiagpu.Resources(nvidiagpu.Open)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
