@@ -32,7 +32,7 @@ func newRig(t *testing.T, isolators ...Isolator) *rig {
 	t.Helper()
 	env := launchertest.New(t)
 	var launchers []launcher.Launcher
-	launchers = append(launchers, hostlauncher.New(env.Shim, env.Cgroups, env.Log))
+	launchers = append(launchers, hostlauncher.New(env.Shim, env.Cgroups, env.Log).WithRoots())
 	if path, err := runtimePath(); err == nil {
 		b, err := shim.Open(path)
 		if err != nil {
@@ -156,6 +156,7 @@ func TestRealImageRunsByTheOCIRuntime(t *testing.T) {
 	if len(r.cfg.Launchers) < 2 {
 		t.Skip("there is no runc, neither in bin nor on the path")
 	}
+	r.cfg.Launchers = r.cfg.Launchers[1:]
 	program, err := os.ReadFile("/bin/busybox")
 	if err != nil {
 		t.Skip("there is no static busybox to make an image of")

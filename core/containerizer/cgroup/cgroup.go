@@ -138,6 +138,8 @@ type Group struct {
 	h   *Hierarchy
 	rel string
 	old bool // Create found a part of it there
+
+	fresh bool // Create made all of it, and nobody was told the way in since
 }
 
 // dirs are the group's folders by controller, "" for version 2; only those that may be used.
@@ -179,12 +181,12 @@ func (g *Group) Create() error {
 			}
 		}
 	}
-	if g.h.unified == "" {
-		return nil
+	if g.h.unified != "" {
+		if err := g.makeV2(); err != nil {
+			return fmt.Errorf("create cgroup %s: %w", g.rel, err)
+		}
 	}
-	if err := g.makeV2(); err != nil {
-		return fmt.Errorf("create cgroup %s: %w", g.rel, err)
-	}
+	g.fresh = !g.old
 	return nil
 }
 
@@ -264,6 +266,9 @@ func (g *Group) use(controller string) error {
 	if _, err := os.Lstat(dir); err == nil {
 		return nil
 	}
+	if g.fresh {
+		return g.makeV1(point)
+	}
 	pids, err := g.Pids()
 	if err != nil {
 		return err
@@ -339,6 +344,7 @@ func (g *Group) Paths() map[string]string {
 
 // JoinFiles are the files to write a process id to, so that the process belongs to the group.
 func (g *Group) JoinFiles() []string {
+	g.fresh = false
 	var list []string
 	for _, d := range g.folders() {
 		list = append(list, filepath.Join(d, "cgroup.procs"))
@@ -349,6 +355,7 @@ func (g *Group) JoinFiles() []string {
 // CloneInto is the group's folder in the unified hierarchy, in which a process can be born; ""
 // without one.
 func (g *Group) CloneInto() string {
+	g.fresh = false
 	if g.h.unified == "" {
 		return ""
 	}
@@ -378,6 +385,7 @@ func (g *Group) Name() string { return g.rel }
 // home is made to have every controller that g has. In the unified hierarchy a process is born by
 // CloneInto.
 func (g *Group) BirthFiles(home *Group) (enter, leave []string, err error) {
+	g.fresh = false
 	for c, point := range g.h.v1 {
 		dir := filepath.Join(point, g.rel)
 		if _, err := os.Lstat(dir); err != nil {

@@ -90,9 +90,7 @@ func (g *Group) setV1(r *containerv1.CgroupResources) error {
 	if r.PidsLimit != nil {
 		add(g.put("pids", "pids.max", maximum(*r.PidsLimit)))
 	}
-	for _, d := range r.DeviceRules {
-		add(g.setDevice(d))
-	}
+	add(g.setDevices(r.DeviceRules))
 	return first(todo)
 }
 
@@ -162,28 +160,57 @@ func (g *Group) setMemoryV1(r *containerv1.CgroupResources) error {
 	return first([]error{memory(), swap()})
 }
 
-func (g *Group) setDevice(d *containerv1.DeviceRule) error {
+func (g *Group) setDevices(rules []*containerv1.DeviceRule) error {
+	if len(rules) == 0 {
+		return nil
+	}
+	if err := g.use("devices"); err != nil {
+		return fmt.Errorf("set devices: %w", err)
+	}
+	open := map[string]*os.File{} // a container has a dozen rules and two files
+	defer func() {
+		for _, f := range open {
+			_ = f.Close() // what was written is in effect
+		}
+	}()
+	for _, d := range rules {
+		file := "devices.deny"
+		if d.Allow {
+			file = "devices.allow"
+		}
+		line, err := deviceLine(d)
+		if err == nil && open[file] == nil {
+			open[file], err = os.OpenFile(filepath.Join(g.h.v1["devices"], g.rel, file), os.O_WRONLY, 0)
+		}
+		if err == nil {
+			_, err = open[file].WriteString(line)
+		}
+		if err != nil {
+			return fmt.Errorf("set %s: %w", file, err)
+		}
+	}
+	return nil
+}
+
+// deviceLine is a rule as the kernel takes it.
+func deviceLine(d *containerv1.DeviceRule) (string, error) {
 	number := func(n *int64) string {
 		if n == nil {
 			return "*"
 		}
 		return strconv.FormatInt(*n, 10)
 	}
-	file, access := "devices.deny", d.Access
-	if d.Allow {
-		file = "devices.allow"
-	}
+	access := d.Access
 	if access == "" {
 		access = "rwm"
 	}
 	switch d.Type {
 	case "a":
-		return g.put("devices", file, "a")
+		return "a", nil
 	case "b", "c":
-	default:
-		return fmt.Errorf("set %s: device type %q, want a, b or c", file, d.Type)
+		return d.Type + " " + number(d.Major) + ":" + number(d.Minor) + " " + access, nil
 	}
-	return g.put("devices", file, d.Type+" "+number(d.Major)+":"+number(d.Minor)+" "+access)
+	return "", fmt.Errorf("device type %q, want a, b or c", d.Type)
 }
 
 func maximum(v int64) string {
