@@ -454,6 +454,11 @@ func checkNumbers(m proto.Message) error {
 	return checkSigns(m.ProtoReflect(), "")
 }
 
+// unlimitedConnections is the one measured number that may be -1, and is on Linux: no fixed limit.
+//
+// Source: RFC 4022, tcpMaxConn.
+const unlimitedConnections = "mesos.v1.TcpStatistics.MaxConn"
+
 func checkSigns(m protoreflect.Message, at string) error {
 	var err error
 	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
@@ -467,7 +472,7 @@ func checkSigns(m protoreflect.Message, at string) error {
 					return fmt.Errorf("%s is %v, want no negative number", name, v.Float())
 				}
 			case protoreflect.Int32Kind, protoreflect.Int64Kind:
-				if v.Int() < 0 {
+				if v.Int() < 0 && (f.FullName() != unlimitedConnections || v.Int() != -1) {
 					return fmt.Errorf("%s is %d, want no negative number", name, v.Int())
 				}
 			}
