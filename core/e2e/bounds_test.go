@@ -1,14 +1,23 @@
 package e2e
 
 import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+
+	"github.com/mosaic-cluster/mosaic/core/e2e/cluster"
 )
 
 // busyboxRoot is a root filesystem with a busybox and nothing else.
@@ -47,5 +56,185 @@ func imageOf(task *mesosv1.TaskInfo, image string) {
 	task.Container = &mesosv1.ContainerInfo{
 		Type:  mesosv1.ContainerInfo_MESOS.Enum(),
 		Mesos: &mesosv1.ContainerInfo_MesosInfo{Image: &mesosv1.Image{Type: mesosv1.Image_DOCKER.Enum(), Docker: &mesosv1.Image_Docker{Name: proto.String(image)}}},
+	}
+}
+
+// A difference is where a container of ours is not as one that the runtime makes of its own example of a configuration.
+// docs/containers.md tells of each.
+type difference struct {
+	fact string // by its whole name, or what it begins with where that ends in a star
+	ours string // "" is nothing of the kind, * is anything
+	only string // the kind of container that it holds for, "" for all
+}
+
+const anything = "*"
+
+var differences = []difference{
+	// 14 capabilities in place of three, and programs that give more than their user has.
+	{fact: "status CapPrm", ours: "00000000a80425fb"}, {fact: "status CapEff", ours: "00000000a80425fb"},
+	{fact: "status CapBnd", ours: "00000000a80425fb"}, {fact: "status NoNewPrivs", ours: "0"},
+	{fact: "may chroot / /bin/busybox true", ours: "yes"}, {fact: "open device tun", ours: "yes"},
+	// The agent's limits.
+	{fact: "limit *", ours: anything},
+	// The sandbox, the machine's network and with it the machine's names.
+	{fact: "working directory", ours: "/mnt/mesos/sandbox"}, {fact: "mount /mnt/mesos/sandbox", ours: anything},
+	{fact: "namespace net", ours: "the machine's"}, {fact: "namespace uts", ours: "the machine's"},
+	{fact: "mount /etc/resolv.conf", ours: anything}, {fact: "mount /etc/hosts", ours: anything},
+	// No cgroups are shown.
+	{fact: "mount /sys/fs/cgroup*", ours: ""}, {fact: "write /sys/fs/cgroup/x", ours: "no"}, {fact: "namespace cgroup", ours: "the machine's"},
+	// Layers, and mounts that are narrower than theirs.
+	{fact: "mount /", ours: "overlay rw,relatime"},
+	{fact: "mount /proc", ours: "proc rw,nosuid,nodev,noexec,relatime"}, {fact: "mount /proc/bus", ours: "proc ro,nosuid,nodev,noexec,relatime"},
+	{fact: "mount /proc/fs", ours: "proc ro,nosuid,nodev,noexec,relatime"}, {fact: "mount /proc/irq", ours: "proc ro,nosuid,nodev,noexec,relatime"},
+	{fact: "mount /proc/sys", ours: "proc ro,nosuid,nodev,noexec,relatime"},
+	{fact: "mount /proc/interrupts", ours: "tmpfs rw,nosuid"}, {fact: "hidden /proc/interrupts", ours: "0"},
+	// What a task is told of where it runs.
+	{fact: "variable MESOS_*", ours: "set"}, {fact: "variable LIBPROCESS_*", ours: "set"}, {fact: "variable TERM", ours: ""},
+	{fact: "variable HOME", ours: "", only: "session"}, {fact: "variable HOME", ours: "", only: "check"},
+}
+
+// listed is the difference for a fact of a kind of container, nil if there is to be none.
+func listed(fact, kind string) *difference {
+	for i, d := range slices.Backward(differences) { // the special come last
+		prefix, more := strings.CutSuffix(d.fact, anything)
+		if (d.only == "" || d.only == kind) && (d.fact == fact || more && strings.HasPrefix(fact, prefix)) {
+			return &differences[i]
+		}
+	}
+	return nil
+}
+
+// factsOf reads what audit.sh printed. Namespaces are told by whether they are the machine's.
+func factsOf(t *testing.T, kind, text string) map[string]string {
+	t.Helper()
+	facts := map[string]string{}
+	for line := range strings.Lines(text) {
+		name, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
+		if !ok {
+			t.Fatalf("%s: the audit printed %q", kind, line)
+		}
+		value = strings.TrimSpace(value)
+		if ns, is := strings.CutPrefix(name, "namespace "); is {
+			own, err := os.Readlink("/proc/self/ns/" + ns)
+			if err != nil {
+				t.Fatal(err)
+			}
+			value = map[bool]string{true: "the machine's", false: "its own"}[own == value]
+		}
+		facts[name] = value
+	}
+	if len(facts) < 100 {
+		t.Fatalf("%s: the audit ended after %d facts:\n%s", kind, len(facts), text)
+	}
+	return facts
+}
+
+// runtimeFacts is the audit of a container that the runtime makes by its own example of a configuration.
+func runtimeFacts(t *testing.T, root, name string) map[string]string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	bundle := t.TempDir()
+	run := func(args ...string) string {
+		cmd := exec.CommandContext(ctx, filepath.Join(bin, "runc"), append([]string{"--root", filepath.Join(bundle, "state")}, args...)...)
+		cmd.Dir, cmd.Stderr = bundle, os.Stderr
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("runc %s: %v", args[0], err)
+		}
+		return string(out)
+	}
+	run("spec")
+	file := filepath.Join(bundle, "config.json")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config object
+	if err := json.Unmarshal(data, &config); err != nil {
+		t.Fatal(err)
+	}
+	process := config["process"].(object)
+	process["terminal"], process["args"] = false, []string{"/bin/sh", "/audit.sh"}
+	config["root"] = object{"path": root, "readonly": false}
+	config["linux"].(object)["cgroupsPath"] = "/" + name
+	if data, err = json.Marshal(config); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return factsOf(t, "runc", run("run", name))
+}
+
+func TestAContainerSeesWhatTheRuntimeShowsByDefaultAndNoMore(t *testing.T) {
+	needRoot(t)
+	root := busyboxRoot(t)
+	script, err := os.ReadFile("testdata/audit.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "audit.sh"), script, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c := start(t, cluster.Options{Env: []string{"AUDIT_SECRET=of the agent", "LC_ALL=C.UTF-8"}})
+	theirs := runtimeFacts(t, root, c.CgroupRoot()+"-runc")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	ours := map[string]string{
+		"task":   mosaic(t, c, 0, "run", "--image", root, "--mem", "64", "--", "/bin/sh", "/audit.sh").Stdout,
+		"DOCKER": mosaic(t, c, 0, "run", "--image", root, "--workdir", "/", "--mem", "64", "--", "/bin/sh", "/audit.sh").Stdout,
+	}
+	f := checkFramework(ctx, t, c)
+	launchOne(ctx, t, f, "checked", "exec sleep 1000", func(task *mesosv1.TaskInfo) {
+		imageOf(task, root)
+		task.HealthCheck = &mesosv1.HealthCheck{
+			DelaySeconds: proto.Float64(0), IntervalSeconds: proto.Float64(30), GracePeriodSeconds: proto.Float64(0),
+			Command: cluster.Shell("/bin/sh /audit.sh >/tmp/audit"),
+		}
+	})
+	if err := f.Enough(ctx); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the task is healthy", 20*time.Second, func() bool { return slices.Contains(health(f, "checked"), "RUNNING true") })
+	ours["session"] = mosaic(t, c, 0, "task", "exec", "checked", "--", "/bin/sh", "/audit.sh").Stdout
+	ours["check"] = mosaic(t, c, 0, "task", "exec", "checked", "--", "/bin/cat", "/tmp/audit").Stdout
+
+	group := filepath.Join(t.TempDir(), "group.yaml")
+	if err := os.WriteFile(group, fmt.Appendf(nil, `tasks:
+  - name: nested
+    command: {value: "sh /audit.sh >/tmp/audit; mv /tmp/audit /audit; sleep 1000"}
+    container: {type: MESOS, mesos: {image: {type: DOCKER, docker: {name: %q}}}}
+`, root), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	nested := strings.TrimSpace(mosaic(t, c, 0, "run", "--detach", "--mem", "64", "--group", group).Stdout)
+	eventually(t, "the nested container's audit", 20*time.Second, func() bool {
+		r, err := c.Mosaic(ctx, "task", "exec", nested, "--", "/bin/cat", "/audit")
+		ours["nested"] = r.Stdout
+		return err == nil && r.Code == 0
+	})
+
+	used := map[*difference]bool{}
+	for _, kind := range slices.Sorted(maps.Keys(ours)) {
+		facts := factsOf(t, kind, ours[kind])
+		all := maps.Clone(theirs)
+		maps.Copy(all, facts)
+		for _, fact := range slices.Sorted(maps.Keys(all)) {
+			d := listed(fact, kind)
+			if facts[fact] != theirs[fact] && d != nil {
+				used[d] = true
+			}
+			if want := theirs[fact]; d == nil && facts[fact] != want {
+				t.Errorf("%s: %s is %q, want %q as in the runtime's own container", kind, fact, facts[fact], want)
+			} else if d != nil && d.ours != anything && facts[fact] != d.ours && facts[fact] != want {
+				t.Errorf("%s: %s is %q, want %q, where the runtime's own container has %q", kind, fact, facts[fact], d.ours, want)
+			}
+		}
+	}
+	for i, d := range differences {
+		if !used[&differences[i]] && d.fact != "namespace cgroup" { // theirs is the machine's on version 1
+			t.Errorf("%s is as in the runtime's own container; it need not be listed as different", d.fact)
+		}
 	}
 }
