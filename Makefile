@@ -46,6 +46,7 @@ demo: build ## a one-machine cluster that runs real tasks and cleans up
 	tools/demo.sh
 
 bench: build ## measure the machine's floor, then the rows of docs/performance.md
+	tools/install.sh bench
 	$(GO) run ./core/e2e/bench
 
 check-long: build ## slow checks: cgroup v2 in a virtual machine, fuzzing, long random histories

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a target needs and nothing more, by exact version or by Debian package name.
-#   tools/install.sh runc VERSION | cni VERSION | gen | lint | test | long
+#   tools/install.sh runc VERSION | cni VERSION | gen | lint | test | bench | long
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 tools=$root/.tools/bin
@@ -81,6 +81,10 @@ test)
   { debian skopeo umoci buildah apache2-utils && unpacked docker-registry docker-registry; } || echo "note: tests that need them are listed as skipped" >&2
   goinstall gotestsum gotest.tools/gotestsum@v1.13.0
   ;;
+bench)
+  # Peers to compare with, and a busybox for the image that all of them pull.
+  debian busybox-static skopeo umoci || echo "note: rows of peers that are missing are skipped" >&2
+  ;;
 long)
   "$0" test
   # An emulator, and what a guest is made of. Its kernel is unpacked into .tools, never installed.
@@ -88,7 +92,7 @@ long)
   "$root/tools/vm/kernel.sh" >/dev/null
   ;;
 *)
-  echo "usage: $0 runc VERSION | cni VERSION | gen | lint | test | long" >&2
+  echo "usage: $0 runc VERSION | cni VERSION | gen | lint | test | bench | long" >&2
   exit 2
   ;;
 esac

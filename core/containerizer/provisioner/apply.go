@@ -25,8 +25,8 @@ type applier struct {
 	tell    func(d digest.Digest)
 }
 
-// Apply unpacks a layer and returns the digest of its plain tar, which the caller compares. It is on disk then: a
-// database that says a layer is there must not outlive its files.
+// Apply unpacks a layer and returns the digest of its plain tar, which the caller compares. It need not be on disk then:
+// keep sees to that for all layers of an image.
 func (a *applier) Apply(ctx context.Context, d v1.Descriptor, mounts []mount.Mount, _ ...diff.ApplyOpt) (v1.Descriptor, error) {
 	a.tell(d.Digest)
 	dir, opts, err := target(mounts)
@@ -56,9 +56,6 @@ func (a *applier) Apply(ctx context.Context, d v1.Descriptor, mounts []mount.Mou
 	}
 	size := a.left - stream.left
 	a.left = stream.left
-	if err := syncTree(dir); err != nil {
-		return v1.Descriptor{}, err
-	}
 	return v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: sum.Digest(), Size: size}, nil
 }
 

@@ -187,7 +187,10 @@ func (s *store) recover(ctx context.Context) error {
 			return fmt.Errorf("clean up after a crash: %w", err)
 		}
 	}
-	return os.WriteFile(mark, nil, 0o600)
+	if err := os.WriteFile(mark, nil, 0o600); err != nil {
+		return err
+	}
+	return syncTree(s.dir) // the mark has to be found also after a power cut, which layers that were not written do not outlive
 }
 
 // sweep collects also what was left between a database's change and that of the files. The collector looks at files
@@ -323,8 +326,12 @@ func readConfig(b []byte) (*containerv1.ImageConfig, []digest.Digest, error) {
 	}, c.RootFS.DiffIDs, nil
 }
 
-// keep makes a name mean an image whose parts are all there.
+// keep makes a name mean an image whose parts are all there. They are on disk before: a name must not outlive what it leads
+// to. Layers that no name leads to go after a crash, with what of them was written.
 func (s *store) keep(ctx context.Context, name string, target v1.Descriptor) (*pulled, error) {
+	if err := syncTree(s.dir); err != nil {
+		return nil, err
+	}
 	ctx = s.context(ctx)
 	img, err := s.images.Create(ctx, images.Image{Name: name, Target: target})
 	if errdefs.IsAlreadyExists(err) {

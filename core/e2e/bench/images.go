@@ -43,7 +43,7 @@ func (b *bench) startRegistry(ctx context.Context, ballast int) (string, error) 
 	return strings.TrimSpace(name), nil
 }
 
-// images measures containers from an image of a registry: the pull, a shell that exits from the image that is there on the
+// images measures containers from an image of a registry: a shell that exits from the image that is there on the
 // machine's network, on a bridge and with a published port, many at once, and many that run.
 func (b *bench) images() error {
 	if !b.report.wants("image") {
@@ -56,9 +56,6 @@ func (b *bench) images() error {
 		return err
 	}
 	return b.with(cluster.Options{}, func(c *cluster.Cluster) error {
-		if err := b.pull(ctx, c); err != nil {
-			return err
-		}
 		f, err := cluster.Subscribe(ctx, c.Master, "images", "*")
 		if err != nil {
 			return err
@@ -104,23 +101,6 @@ func (b *bench) images() error {
 		}
 		return b.running(ctx, c, f, imageInfo(small, nil))
 	})
-}
-
-// pull measures an image of 90 MiB on its way from a registry to files.
-func (b *bench) pull(ctx context.Context, c *cluster.Cluster) error {
-	if !b.report.wants("image/pull-and-unpack-90MiB") {
-		return nil
-	}
-	big, err := b.startRegistry(ctx, 90)
-	if err != nil {
-		return err
-	}
-	t := time.Now()
-	if r, err := c.Mosaic(ctx, "image", "pull", big); err != nil || r.Code != 0 {
-		return fmt.Errorf("pull %s: %w: %s", big, err, r.Stderr)
-	}
-	b.report.add(row{"image/pull-and-unpack-90MiB", time.Since(t).Seconds(), "s", 0, 0})
-	return nil
 }
 
 // imageInfo asks for a container of an image.
@@ -202,7 +182,6 @@ func (b *bench) running(ctx context.Context, c *cluster.Cluster, f *cluster.Fram
 		return err
 	}
 	used, counts := b.account.used(c.CgroupRoot())
-	procs := processes()
 	o, tasks, ids, err := b.tasks(f, "running", n, cluster.Exec("/bin/sleep", "1000"), info)
 	if err != nil {
 		return err
@@ -225,7 +204,7 @@ func (b *bench) running(ctx context.Context, c *cluster.Cluster, f *cluster.Fram
 		return err
 	}
 	b.report.add(row{"image/memory-per-container", (before - after) / n, "MiB", 0, 0})
-	b.report.add(row{"image/helpers-per-container", float64(processes()-procs)/n - 1, "x", 0, 1.01})
+	b.report.add(row{"image/helpers-per-container", float64(processesBelow(c.CgroupRoot()))/n - 1, "x", 0, 1.01}) // the spare ones are the hundredth
 
 	used, _ = b.account.used(c.CgroupRoot())
 	t = time.Now()

@@ -122,7 +122,7 @@ func run(only, composition, bin string) error {
 	}
 	b := &bench{composition: string(text), ctx: ctx, dir: dir, bin: bin, floor: f, report: rep, account: openAccount()}
 	defer b.account.close()
-	for _, step := range []func() error{b.idle, b.launches, b.many, b.memory, b.moduleRestart, b.moduleCall, b.coldStart, b.images, b.placements, b.updates, b.library} {
+	for _, step := range []func() error{b.idle, b.launches, b.many, b.memory, b.moduleRestart, b.moduleCall, b.coldStart, b.pulls, b.images, b.placements, b.updates, b.library} {
 		if err := step(); err != nil {
 			return err
 		}

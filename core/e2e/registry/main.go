@@ -146,11 +146,16 @@ func image(busybox []byte, page string, ballast int) (v1.Image, error) {
 	}
 	layers := [][]file{base}
 	for i := range ballast / 4 {
-		data := make([]byte, 4<<20)
-		if _, err := rand.Read(data); err != nil { // which does not compress
-			return nil, err
+		dir := fmt.Sprintf("usr/share/ballast-%d/", i)
+		files := []file{{name: dir, mode: 0o755}}
+		for n := range 256 { // of the size that files of distributions have
+			data := make([]byte, 16<<10)
+			if _, err := rand.Read(data); err != nil { // which does not compress
+				return nil, err
+			}
+			files = append(files, file{name: fmt.Sprintf("%s%d", dir, n), mode: 0o644, data: data})
 		}
-		layers = append(layers, []file{{name: fmt.Sprintf("usr/share/ballast-%d", i), mode: 0o644, data: data}})
+		layers = append(layers, files)
 	}
 	layers = append(layers, []file{{name: "www/index.html", mode: 0o644, data: []byte(page)}})
 	img := v1.Image(empty.Image)
