@@ -35,7 +35,6 @@ const (
 // Config is what the operator may set.
 type Config struct {
 	Folder        string `hcl:"folder,optional" doc:"Folder with a file for each secret."`
-	PerPrincipal  bool   `hcl:"per_principal,optional" doc:"Each principal has a folder of its own in it, and sees no other."`
 	TrimNewline   bool   `hcl:"trim_newline,optional" doc:"One line end at the end of a file is not part of the secret."`
 	WorldReadable bool   `hcl:"allow_world_readable,optional" doc:"Take files that everybody on the machine may read."`
 }
@@ -106,15 +105,6 @@ func (r *Resolver) Resolve(_ context.Context, q *secretresolverv1.ResolveRequest
 		return nil, module.FailedPrecondition("open the folder of secrets: %v", err)
 	}
 	defer root.Close()
-	if cfg.PerPrincipal {
-		own, err := ofPrincipal(root, q.GetPrincipal())
-		if err != nil {
-			return nil, err
-		}
-		defer own.Close()
-		root = own
-	}
-
 	file, member := name, key
 	if info, err := root.Stat(name); err == nil && info.IsDir() && key != "" {
 		file, member = path.Join(name, key), ""
@@ -138,21 +128,6 @@ func answer(data []byte) (*secretresolverv1.ResolveResponse, error) {
 		return nil, module.FailedPrecondition("the secret has %d bytes, want at most %d", len(data), maxSecret)
 	}
 	return &secretresolverv1.ResolveResponse{Data: data}, nil
-}
-
-// ofPrincipal opens a principal's own folder. A principal is one name: with a slash it would be another's.
-func ofPrincipal(root *os.Root, principal string) (*os.Root, error) {
-	if principal == "" || principal == "." || principal == ".." || strings.ContainsAny(principal, "/\x00") || len(principal) > maxName {
-		return nil, status.Errorf(codes.PermissionDenied, "secrets are kept by principal here, and %.80q has none", principal)
-	}
-	own, err := root.OpenRoot(principal)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, status.Errorf(codes.NotFound, "there are no secrets for %q", principal)
-	}
-	if err != nil {
-		return nil, module.FailedPrecondition("open the secrets of %q: %v", principal, reason(err))
-	}
-	return own, nil
 }
 
 // read reads one file that is a file: a pipe or a device in its place would block the launch or never end.

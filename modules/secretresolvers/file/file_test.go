@@ -79,7 +79,7 @@ func TestSecretsComeFromTheFolderAndNowhereElse(t *testing.T) {
 	dir := folder(t)
 	for _, test := range []struct {
 		name, config         string
-		ref, key, principal  string
+		ref, key             string
 		want                 string
 		code                 codes.Code
 		mentions, mustNotSay string
@@ -109,11 +109,6 @@ func TestSecretsComeFromTheFolderAndNowhereElse(t *testing.T) {
 		{name: "for everybody, allowed", config: `"allow_world_readable":true`, ref: "open", want: "x"},
 		{name: "too large", ref: "huge", code: codes.FailedPrecondition},
 		{name: "a zero byte", ref: "d\x00b", code: codes.InvalidArgument},
-		{name: "a principal's", config: `"per_principal":true`, ref: "own", principal: "alice", want: "hers"},
-		{name: "another's", config: `"per_principal":true`, ref: "own", principal: "bob", code: codes.NotFound},
-		{name: "another's by climbing", config: `"per_principal":true`, ref: "../alice/own", principal: "bob", code: codes.InvalidArgument},
-		{name: "a principal that climbs", config: `"per_principal":true`, ref: "down", principal: "bob/deeper", code: codes.PermissionDenied},
-		{name: "no principal", config: `"per_principal":true`, ref: "db", code: codes.PermissionDenied},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			config := `{"folder":` + quote(dir) + `}`
@@ -121,7 +116,7 @@ func TestSecretsComeFromTheFolderAndNowhereElse(t *testing.T) {
 				config = `{"folder":` + quote(dir) + `,` + test.config + `}`
 			}
 			r := secretresolverv1.NewSecretResolverClient(moduletest.Start(t, file.New(), config).Conn)
-			a, err := r.Resolve(context.Background(), &secretresolverv1.ResolveRequest{Principal: test.principal, Secret: &mesosv1.Secret{
+			a, err := r.Resolve(context.Background(), &secretresolverv1.ResolveRequest{Secret: &mesosv1.Secret{
 				Type: mesosv1.Secret_REFERENCE.Enum(), Reference: &mesosv1.Secret_Reference{Name: &test.ref, Key: &test.key},
 			}})
 			if status.Code(err) != test.code || string(a.GetData()) != test.want {
