@@ -264,6 +264,7 @@ func (s *state) disconnect(id, streamID string, now time.Time) {
 	s.emitFrameworkUpdated(f)
 	s.log.Info("framework disconnected", "framework", f.id, "failover_timeout", failoverTimeout(f.info))
 	s.expect(f, failoverTimeout(f.info), now)
+	s.endLeftAlone(f, now)
 }
 
 // removeFramework ends a framework for good: its tasks are killed, its executors shut down.

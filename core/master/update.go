@@ -114,6 +114,7 @@ func (s *state) statusUpdate(a *agent, u *clusterv1.StatusUpdate, now time.Time)
 	if len(status.Uuid) == 0 && terminal(status.GetState()) {
 		s.completeTask(t, now)
 	}
+	s.endLeftAlone(f, now)
 }
 
 // acknowledge passes a framework's acknowledgement on. That of a terminal update ends the task.

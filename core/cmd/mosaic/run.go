@@ -22,8 +22,8 @@ import (
 // runFrameworkName marks the frameworks of `mosaic run`: each has one task, and `mosaic task kill` may end them whole.
 const runFrameworkName = "mosaic run"
 
-// detachedFailover is how long a detached task outlives its framework's connection. It never comes back, so this is
-// as long as the API's durations reach in round numbers.
+// detachedFailover is how long a detached task outlives its framework's connection, which never comes back: as long as
+// the API's durations reach in round numbers. The framework ends with its tasks.
 const detachedFailover = 100 * 365 * 24 * time.Hour
 
 // runOptions are the flags of `mosaic run`.
@@ -66,7 +66,8 @@ func newRun() *cobra.Command {
 		Long: `Runs one task on the cluster, shows its output, and exits with its exit code.
 
 Ctrl-C kills the task; a second one gives up waiting for it. With --detach the command returns
-once the task runs, and the task stays: 'mosaic task logs' and 'mosaic task kill' deal with it.
+once the task runs, and the task stays: 'mosaic task logs' and 'mosaic task kill' deal with it. Its
+framework ends with it.
 
 With -it the task has a terminal, and yours is connected with it: a shell or an editor works as if
 it ran here. The keys of --detach-keys leave it running.

@@ -83,6 +83,9 @@ func (o *runOptions) run(ctx context.Context) (int, error) {
 	if r.wantsGPUs() { // machines with some are offered to nobody else
 		r.framework.Capabilities = append(r.framework.Capabilities, &mesosv1.FrameworkInfo_Capability{Type: mesosv1.FrameworkInfo_Capability_GPU_RESOURCES.Enum()})
 	}
+	if o.detach { // nobody comes back to end it
+		r.framework.Labels = &mesosv1.Labels{Labels: []*mesosv1.Label{{Key: new("mosaic.ends"), Value: new("with_its_tasks")}}}
+	}
 	r.client = scheduler.New(scheduler.Config{
 		Master: o.master, GiveUpAfter: 3 * time.Second, Logger: slog.New(slog.DiscardHandler), Framework: r.framework.CloneVT(),
 	})
