@@ -56,6 +56,7 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 	if err := c.resolveSecrets(ctx, ct); err != nil {
 		return 0, err
 	}
+	output := c.askLogger(ctx, ct)
 	answers, err := c.prepare(ctx, ct, isolators)
 	if err != nil {
 		return 0, err
@@ -128,7 +129,11 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 		request.Stdout, request.Stderr = logsOf(sandbox)
 	}
 	served := c.helpersOf(ct.id, answers)
-	helpers, err := c.direct(ctx, ct, request, len(served))
+	answer, err := output()
+	if err != nil {
+		return 0, err
+	}
+	helpers, err := c.direct(ct, request, answer, len(served))
 	if err != nil {
 		return 0, err
 	}

@@ -32,30 +32,49 @@ func (c *Containerizer) UseLogger(l ContainerLogger) {
 	c.logging.logger = l
 }
 
-// direct asks the container logger where the output of a container goes and says so in r, which has the files of the
-// sandbox by now. It returns the helpers to start when the container is created, before its command runs, numbered from
-// first.
+// askLogger begins to ask the container logger where the output of a container goes. The answer is waited for by what it
+// returns; nil stands for the files of the sandbox. The container must be furnished.
 //
 // A logger that cannot be asked costs a warning and means those files. One that refuses what the container itself asked
 // for fails the launch.
-func (c *Containerizer) direct(ctx context.Context, ct *container, r *launcher.Request, first int) ([]*helper, error) {
+func (c *Containerizer) askLogger(ctx context.Context, ct *container) func() (*containerloggerv1.PrepareResponse, error) {
 	c.logging.mu.Lock()
 	logger := c.logging.logger
 	c.logging.mu.Unlock()
 	if logger == nil {
+		return func() (*containerloggerv1.PrepareResponse, error) { return nil, nil }
+	}
+	spec := ct.spec
+	var answer *containerloggerv1.PrepareResponse
+	var err error
+	done := make(chan struct{})
+	c.wg.Go(func() {
+		defer close(done)
+		ask, cancel := context.WithTimeout(ctx, createTimeout)
+		defer cancel()
+		answer, err = logger.Prepare(ask, &containerloggerv1.PrepareRequest{Container: spec})
+	})
+	return func() (*containerloggerv1.PrepareResponse, error) {
+		<-done
+		switch {
+		case err != nil && (status.Code(err) == codes.InvalidArgument || ctx.Err() != nil):
+			return nil, err // the host names the module
+		case err != nil:
+			c.log.Warn("container logs to plain files", "container", ct.id, "error", err)
+			return nil, nil
+		}
+		return answer, nil
+	}
+}
+
+// direct says in r, which has the files of the sandbox by now, where the output of a container goes by the container
+// logger's word. It returns the helpers to start when the container is created, before its command runs, numbered from
+// first.
+func (c *Containerizer) direct(ct *container, r *launcher.Request, answer *containerloggerv1.PrepareResponse, first int) (helpers []*helper, err error) {
+	if answer == nil {
 		return nil, nil
 	}
-	ask, cancel := context.WithTimeout(ctx, createTimeout)
-	answer, err := logger.Prepare(ask, &containerloggerv1.PrepareRequest{Container: ct.spec})
-	cancel()
-	switch {
-	case err != nil && (status.Code(err) == codes.InvalidArgument || ctx.Err() != nil):
-		return nil, err // the host names the module
-	case err != nil:
-		c.log.Warn("container logs to plain files", "container", ct.id, "error", err)
-		return nil, nil
-	}
-	helpers := c.newHelpers(ct.id, "container_logger", first, answer.GetHelpers())
+	helpers = c.newHelpers(ct.id, "container_logger", first, answer.GetHelpers())
 	stdout, stderr := r.Stdout, r.Stderr
 	if r.Stdout, r.StdoutRotation, err = c.sink(ct.spec, answer.GetStdout(), stdout, helpers); err != nil {
 		return nil, fmt.Errorf("container_logger: stdout: %w", err)

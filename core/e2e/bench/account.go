@@ -85,3 +85,20 @@ func (a *account) used(root string) (time.Duration, bool) {
 	}
 	return sum, true
 }
+
+// processesBelow counts the processes of a cluster's containers and shims.
+func processesBelow(root string) int {
+	top := "/sys/fs/cgroup/pids/" + root
+	if !exists(top) {
+		top = "/sys/fs/cgroup/" + root
+	}
+	n := 0
+	_ = filepath.WalkDir(top, func(p string, d os.DirEntry, err error) error {
+		if err == nil && d.Name() == "cgroup.procs" {
+			list, _ := os.ReadFile(p)
+			n += strings.Count(string(list), "\n")
+		}
+		return nil // what ends meanwhile does not count
+	})
+	return n
+}
