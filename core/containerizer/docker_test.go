@@ -163,9 +163,9 @@ func TestDockerIsSaidInTheWordsOfMesos(t *testing.T) {
 			base: `mounts { destination: "/t" source: "tmpfs" type: "tmpfs" options: ["nosuid", "nodev", "noexec", "size=1m"] }`},
 		"mount of a driver": {docker: param("mount", "src=data,dst=/c,ro=true", "volume-driver", "rexray"),
 			info: `volumes { mode: RO container_path: "/c" source { type: DOCKER_VOLUME docker_volume { driver: "rexray" name: "data" } } }`},
-		"what is addressed to a daemon": {docker: param("name", "web", "log-driver", "syslog", "log-opt", "tag=x", "attach", "stdout"),
+		"what is addressed to a daemon": {docker: param("name", "web", "log-driver", "syslog", "log-opt", "tag=x"),
 			check: func(_ *containerv1.Container, w *dockerWish) bool {
-				return slices.Equal(w.unheeded, []string{"name=web", "log-driver=syslog", "log-opt=tag=x", "attach=stdout"})
+				return slices.Equal(w.unheeded, []string{"name=web", "log-driver=syslog", "log-opt=tag=x"})
 			}},
 		"what is so anyway": {docker: param("rm", "true", "init", "false", "restart", "no", "expose", "80", "userns", "host", "privileged", "false", "security-opt", "apparmor=unconfined",
 			"no-healthcheck", "true", "platform", "linux", "pull", "missing")},

@@ -144,7 +144,7 @@ func (d *dockering) parameter(key, value string) error {
 	if known, err := d.limit(key, value); known {
 		return err
 	}
-	if unheeded(key, value) {
+	if unheeded(key) {
 		d.wish.unheeded = append(d.wish.unheeded, key+"="+value)
 		return nil
 	}
@@ -156,16 +156,8 @@ const maxStopTimeout = 100 * 365 * 24 * 60 * 60
 
 // unheeded says whether an option means nothing without a daemon, to which it is addressed. Nothing that a container may
 // do or must not do depends on those.
-func unheeded(key, value string) bool {
-	switch key {
-	case "name", "log-driver", "log-opt", "detach-keys", "sig-proxy", "quiet", "disable-content-trust", "isolation", "annotation":
-		return true
-	case "attach":
-		return !strings.EqualFold(value, "stdin")
-	case "runtime":
-		return value == "runc" || value == "io.containerd.runc.v2"
-	}
-	return false
+func unheeded(key string) bool {
+	return slices.Contains([]string{"name", "log-driver", "log-opt", "detach-keys", "sig-proxy", "quiet", "disable-content-trust", "isolation", "annotation"}, key)
 }
 
 // refused says why an option is not given; those that ask for what is so anyway are.
@@ -197,8 +189,8 @@ func refused(key, value string) error {
 		{"cidfile", "", "nobody could read it: the container's id is in the status of its task"},
 		{"env-file label-file", "", "there is no such file where the agent runs; want the parameter env or label"},
 		{"volumes-from link network-alias net-alias", "", "containers here do not know one another by name"},
-		{"runtime", "", "the operator of this agent chooses it"},
-		{"attach", "", "input comes by the agent's API, to containers with tty_info"},
+		{"runtime", "runc io.containerd.runc.v2", "the operator of this agent chooses it"},
+		{"attach", "stdout stderr STDOUT STDERR", "input comes by the agent's API, to containers with tty_info"},
 		{"use-api-socket", "false", "there is no daemon"},
 	} {
 		if !slices.Contains(strings.Fields(p.keys), key) {
