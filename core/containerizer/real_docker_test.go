@@ -1,6 +1,7 @@
 package containerizer
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -210,6 +211,27 @@ busybox kill -KILL 1; echo here`))
 	}
 	if _, err := os.Lstat(filepath.Join(image, "dev", "init")); err == nil {
 		t.Error("the image has a /dev/init now, want it left alone")
+	}
+}
+
+func TestRealInitOfADockerContainerCannotBeChangedFromInside(t *testing.T) {
+	r := newRig(t)
+	r.cfg.Init = initProgram(t, r.env.Dir)
+	before, err := os.ReadFile(r.cfg.Init)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := runDocker(t, r, r.docker(t, busyboxImage(t, r), `network: HOST parameters { key: "init" value: "true" }`,
+		`busybox id -u
+for f in /dev/init /proc/1/exe; do echo x 2>/dev/null >$f && echo wrote $f; done
+busybox mount -o remount,rw,bind /dev/init 2>/dev/null && echo mounted
+busybox rm -f /dev/init 2>/dev/null && echo removed; busybox mv /dev/null /dev/init 2>/dev/null && echo moved
+exit 0`))
+	if len(got) != 1 || got[0] != "0" {
+		t.Errorf("output: got %q, want root refused whatever it tries", got)
+	}
+	if after, err := os.ReadFile(r.cfg.Init); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the program: changed, or %v", err)
 	}
 }
 
