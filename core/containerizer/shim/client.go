@@ -139,15 +139,15 @@ func Connect(ctx context.Context, dir string) (*Client, error) {
 }
 
 // Beside connects to the shim that keeps the first container, whose run folder is dir, for Create of one more. runtime,
-// if not nil, is handed to the shim, unless it has one. ErrLost when there is no shim that can do it: it is gone, its
-// container does not run, or it is too old.
-func Beside(ctx context.Context, dir string, runtime *Binary) (*Client, error) {
+// if not nil, is handed to the shim, unless it has one; abilities are those of package wire that it must have beside.
+// ErrLost when there is no shim that can do it: it is gone, its container does not run, or it is too old.
+func Beside(ctx context.Context, dir string, runtime *Binary, abilities uint32) (*Client, error) {
 	conn, err := dial(ctx, dir)
 	if err != nil {
 		return nil, err
 	}
 	c := newClient(conn, nil)
-	if err := c.enlist(ctx, runtime); err != nil {
+	if err := c.enlist(ctx, runtime, abilities|wire.CanKeepMore); err != nil {
 		_ = c.Close()
 		return nil, fmt.Errorf("shim in %s cannot keep another container: %w", dir, err)
 	}
@@ -155,12 +155,12 @@ func Beside(ctx context.Context, dir string, runtime *Binary) (*Client, error) {
 }
 
 // enlist makes sure that the shim can keep one more container.
-func (c *Client) enlist(ctx context.Context, runtime *Binary) error {
+func (c *Client) enlist(ctx context.Context, runtime *Binary, abilities uint32) error {
 	s, err := c.State(ctx)
 	if err != nil {
 		return err
 	}
-	if s.Abilities&wire.CanKeepMore == 0 || !s.Started || s.Exited {
+	if s.Abilities&abilities != abilities || !s.Started || s.Exited {
 		return ErrLost
 	}
 	if runtime == nil || runtime.memory == nil || s.Abilities&wire.CanRun != 0 {

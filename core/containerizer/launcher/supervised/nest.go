@@ -178,7 +178,11 @@ func (b *Birth) take(ctx context.Context, runtime *shim.Binary) error {
 		if dir == "" {
 			dir = other.rec.RunDir
 		}
-		client, err := shim.Beside(ctx, dir, runtime)
+		abilities := uint32(0)
+		if runtime == nil && b.req.Container.GetRootfs() != "" {
+			abilities = wire.CanRoot
+		}
+		client, err := shim.Beside(ctx, dir, runtime, abilities)
 		if err == nil {
 			b.client, b.beside = client, dir
 			return nil

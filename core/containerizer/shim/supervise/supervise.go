@@ -72,7 +72,7 @@ type ended struct {
 // runtime says that a runtime was handed over at wire.RuntimeFD.
 // Run must be called on a locked thread.
 func Run(fd int, id uint32, spec *wire.Spec, runtime bool) int {
-	s := &supervisor{self: syscall.Getpid(), wake: -1, reserve: -1, abilities: wire.CanKeepMore | wire.CanTake}
+	s := &supervisor{self: syscall.Getpid(), wake: -1, reserve: -1, abilities: wire.CanKeepMore | wire.CanTake | wire.CanRoot}
 	if runtime {
 		s.abilities |= wire.CanRun
 	}

@@ -102,6 +102,7 @@ const (
 	CanKeepMore = 1 << 0 // it keeps more containers than its first
 	CanRun      = 1 << 1 // it was handed a runtime
 	CanTake     = 1 << 2 // it can be handed one later
+	CanRoot     = 1 << 3 // its stages put roots together
 )
 
 // Append appends the encoding of s.
