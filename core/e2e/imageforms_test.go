@@ -387,7 +387,8 @@ func TestImagesMadeByOtherToolsRun(t *testing.T) {
 	registry.skopeoCopy(t, "docker://"+oci, "oci-archive:"+in("oci.tar")+":1")
 	runsChecked(t, c, "oci-archive", in("oci.tar"))
 	registry.skopeoCopy(t, "docker://"+oci, "oci:"+in("layout")+":1", "--dest-compress-format", "zstd")
-	runsChecked(t, c, "layout", in("layout"))
+	registry.skopeoCopy(t, "docker://"+plain, "oci:"+in("layout")+":2")
+	runsChecked(t, c, "layout", in("layout")+":1")
 
 	// By umoci: it makes a layer of what was changed in a folder.
 	registry.skopeoCopy(t, "docker://"+first(registry.push(t, "team/below:1", checked.only(t, ociForm))), "oci:"+in("umoci")+":1")

@@ -123,14 +123,26 @@ func (o *containerFlags) mounted() ([]*mesosv1.Volume, error) {
 	return list, nil
 }
 
-// imageName is the image as agents are told it: what lies on this machine by its absolute path.
+// imageName is the image as agents are told it: what lies on this machine by its absolute path, with the name or digest that
+// may follow that of a layout or an archive.
 func (o *containerFlags) imageName() (string, error) {
-	if _, err := os.Stat(o.image); err == nil {
+	_, err := os.Stat(o.image)
+	if err == nil {
 		return filepath.Abs(o.image)
-	} else if strings.HasPrefix(o.image, "/") || strings.HasPrefix(o.image, ".") {
-		return "", fmt.Errorf("image: %w", err)
 	}
-	return o.image, nil
+	if !strings.HasPrefix(o.image, "/") && !strings.HasPrefix(o.image, ".") {
+		return o.image, nil
+	}
+	for n, c := range o.image {
+		if c != ':' && c != '@' {
+			continue
+		}
+		if _, err := os.Stat(o.image[:n]); err == nil {
+			path, err := filepath.Abs(o.image[:n])
+			return path + o.image[n:], err
+		}
+	}
+	return "", fmt.Errorf("image: %w", err)
 }
 
 // container gives a task the container of the flags, nothing where they say nothing. The task's command is there.

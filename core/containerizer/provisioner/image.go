@@ -1,6 +1,7 @@
 package provisioner
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/pkg/archive"
@@ -39,24 +41,25 @@ const dockerList = "application/vnd.docker.distribution.manifest.list.v2+json"
 // maxIndexDepth bounds lists of images in lists of images.
 const maxIndexDepth = 4
 
-// image finds the image for this machine. An archive may hold both forms at once; OCI's goes before.
-func (s *source) image() (*image, error) {
+// image finds the image for this machine: of several the one that which says, as :NAME or @DIGEST. An archive may hold both
+// forms at once; OCI's goes before.
+func (s *source) image(which string) (*image, error) {
 	switch {
 	case s.has("index.json"):
-		return s.fromLayout()
+		return s.fromLayout(which)
 	case s.has("manifest.json"):
-		return s.fromDocker()
+		return s.fromDocker(which)
 	}
 	return nil, errors.New("neither an OCI image (no index.json) nor one of docker save (no manifest.json)")
 }
 
 // fromLayout reads an OCI layout. Source: OCI image specification 1.1, image-layout.md and image-index.md.
-func (s *source) fromLayout() (*image, error) {
+func (s *source) fromLayout(which string) (*image, error) {
 	b, err := s.document("index.json")
 	if err != nil {
 		return nil, err
 	}
-	d, err := s.choose(b, 0)
+	d, err := s.choose(b, which, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -82,8 +85,9 @@ func (s *source) fromLayout() (*image, error) {
 	return s.assemble(config, names)
 }
 
-// choose returns the manifest for this machine from a list of images.
-func (s *source) choose(list []byte, depth int) (v1.Descriptor, error) {
+// choose returns the manifest for this machine from a list of images. Those that a layout has, or an archive, have names;
+// those for one machine and another in a list do not.
+func (s *source) choose(list []byte, which string, depth int) (v1.Descriptor, error) {
 	var index v1.Index
 	if err := json.Unmarshal(list, &index); err != nil {
 		return v1.Descriptor{}, fmt.Errorf("index: %w", err)
@@ -92,21 +96,32 @@ func (s *source) choose(list []byte, depth int) (v1.Descriptor, error) {
 		return v1.Descriptor{}, errors.New("index: lists of images are nested too deep")
 	}
 	var fitting []v1.Descriptor
-	var other []string
+	var other, names []string
 	for _, d := range index.Manifests {
+		name := d.Annotations[v1.AnnotationRefName]
+		names = append(names, cmp.Or(name, string(d.Digest)))
+		if which != "" && !means(which, string(d.Digest), name, d.Annotations[containerdName]) {
+			continue
+		}
 		p := d.Platform
 		if p != nil && p.OS != "" && (p.OS != "linux" || p.Architecture != runtime.GOARCH) {
 			other = append(other, p.OS+"/"+p.Architecture)
 			continue
 		}
+		if slices.ContainsFunc(fitting, func(f v1.Descriptor) bool { return f.Digest == d.Digest }) {
+			continue // one image with two names
+		}
 		fitting = append(fitting, d)
 	}
 	switch len(fitting) {
 	case 0:
+		if which != "" && len(other) == 0 {
+			return v1.Descriptor{}, noSuch(which, names)
+		}
 		return v1.Descriptor{}, fmt.Errorf("image has nothing for linux/%s: got %s", runtime.GOARCH, strings.Join(other, ", "))
 	case 1:
 	default:
-		return v1.Descriptor{}, fmt.Errorf("image path holds %d images for linux/%s, want one", len(fitting), runtime.GOARCH)
+		return v1.Descriptor{}, fmt.Errorf("image path holds %d images for linux/%s, want one, or PATH:NAME: got %s", len(fitting), runtime.GOARCH, listed(names))
 	}
 	d := fitting[0]
 	if d.MediaType != v1.MediaTypeImageIndex && d.MediaType != dockerList {
@@ -116,7 +131,32 @@ func (s *source) choose(list []byte, depth int) (v1.Descriptor, error) {
 	if err != nil {
 		return d, err
 	}
-	return s.choose(b, depth+1)
+	return s.choose(b, "", depth+1)
+}
+
+// containerdName is an annotation with the whole name of an image, which docker save and containerd write.
+const containerdName = "io.containerd.image.name"
+
+// means says whether which, as :NAME or @DIGEST, is the image with that digest and one of those names. The tag will do.
+func means(which, digest string, names ...string) bool {
+	kind, want := which[0], which[1:]
+	if kind == '@' {
+		return want == digest
+	}
+	return want != "" && slices.ContainsFunc(names, func(n string) bool { return n == want || strings.HasSuffix(n, ":"+want) })
+}
+
+func noSuch(which string, names []string) error {
+	return fmt.Errorf("image path has no image %s: got %s", clipName(which[1:]), listed(names))
+}
+
+// listed are names as an error shows them.
+func listed(names []string) string {
+	const most = 10
+	if len(names) > most {
+		names = append(slices.Clone(names[:most]), "...")
+	}
+	return strings.Join(names, ", ")
 }
 
 // blobName is where a layout keeps what a descriptor names.
@@ -145,7 +185,7 @@ func (s *source) blob(d v1.Descriptor) ([]byte, error) {
 }
 
 // fromDocker reads what `docker save` writes.
-func (s *source) fromDocker() (*image, error) {
+func (s *source) fromDocker(which string) (*image, error) {
 	b, err := s.document("manifest.json")
 	if err != nil {
 		return nil, err
@@ -158,14 +198,26 @@ func (s *source) fromDocker() (*image, error) {
 	if err := json.Unmarshal(b, &list); err != nil {
 		return nil, fmt.Errorf("manifest.json: %w", err)
 	}
-	if len(list) != 1 {
-		return nil, fmt.Errorf("archive holds %d images, want one", len(list))
+	var names []string
+	chosen := -1
+	for n, i := range list {
+		names = append(names, i.RepoTags...)
+		digest := "sha256:" + strings.TrimPrefix(strings.TrimSuffix(path.Base(i.Config), ".json"), "sha256:") // of the configuration: there is no other
+		if which != "" && means(which, digest, i.RepoTags...) || which == "" && len(list) == 1 {
+			chosen = n
+		}
 	}
-	config, err := s.document(list[0].Config)
+	switch {
+	case chosen < 0 && which != "":
+		return nil, noSuch(which, names)
+	case chosen < 0:
+		return nil, fmt.Errorf("archive holds %d images, want one, or PATH:NAME: got %s", len(list), listed(names))
+	}
+	config, err := s.document(list[chosen].Config)
 	if err != nil {
 		return nil, err
 	}
-	return s.assemble(config, list[0].Layers)
+	return s.assemble(config, list[chosen].Layers)
 }
 
 // assemble joins a configuration and the names of its layers' files.

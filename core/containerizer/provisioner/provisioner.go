@@ -9,6 +9,7 @@
 package provisioner
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -437,10 +438,12 @@ func (p *Provisioner) lower(ctx context.Context, image string) (*base, error) {
 	if !filepath.IsAbs(image) {
 		return nil, errors.New("want an absolute path")
 	}
+	image, which := locate(image)
 	image, err := filepath.EvalSymlinks(image) // a name such as "current" may be moved while we read
 	if err != nil {
 		return nil, err
 	}
+	name := image + which
 	info, err := os.Stat(image)
 	if err != nil {
 		return nil, err
@@ -450,6 +453,9 @@ func (p *Provisioner) lower(ctx context.Context, image string) (*base, error) {
 		index := filepath.Join(image, "index.json")
 		info, err = os.Stat(index)
 		if _, layout := os.Stat(filepath.Join(image, "oci-layout")); layout != nil || errors.Is(err, fs.ErrNotExist) {
+			if which != "" {
+				return nil, fmt.Errorf("folder %s is no OCI layout, and has no image %s", image, which[1:])
+			}
 			return p.plainFolder(image)
 		}
 		if err != nil {
@@ -461,11 +467,11 @@ func (p *Provisioner) lower(ctx context.Context, image string) (*base, error) {
 	}
 	stamp += stampOf(info)
 	p.mu.Lock()
-	before, ok := p.known[image]
+	before, ok := p.known[name]
 	p.mu.Unlock()
 	if ok && before.stamp == stamp {
 		if isDir(p.dir("images", before.key, "rootfs")) {
-			return &base{name: image, config: before.config, flat: before.key}, nil
+			return &base{name: name, config: before.config, flat: before.key}, nil
 		}
 	}
 	src, err := open(image, p.dir("tmp"))
@@ -473,24 +479,45 @@ func (p *Provisioner) lower(ctx context.Context, image string) (*base, error) {
 		return nil, err
 	}
 	defer src.Close()
-	img, err := src.image()
+	img, err := src.image(which)
 	if err != nil {
 		return nil, err
 	}
-	if err := p.unpackOnce(ctx, image, img); err != nil {
+	if err := p.unpackOnce(ctx, name, img); err != nil {
 		return nil, err
 	}
 	p.mu.Lock()
 	if len(p.known) >= maxKnown {
 		clear(p.known) // a memory of what can be read again
 	}
-	p.known[image] = seen{stamp: stamp, key: img.key, config: img.config}
+	p.known[name] = seen{stamp: stamp, key: img.key, config: img.config}
 	p.mu.Unlock()
-	return &base{name: image, config: img.config, flat: img.key}, nil
+	return &base{name: name, config: img.config, flat: img.key}, nil
+}
+
+// locate tells the path of a layout or an archive from what may follow it to say which of its images is meant: PATH:NAME or
+// PATH@DIGEST. What is there under the whole name is that.
+func locate(image string) (path, which string) {
+	if _, err := os.Lstat(image); err == nil {
+		return image, ""
+	}
+	for n, c := range image {
+		if c != ':' && c != '@' {
+			continue
+		}
+		if _, err := os.Lstat(image[:n]); err == nil {
+			return image[:n], image[n:]
+		}
+	}
+	return image, ""
 }
 
 // maxKnown bounds the memory of images read before; an entry saves reading two small files.
 const maxKnown = 1000
+
+// skopeoMark is what skopeo writes into the folders of its transport dir. Taken for root filesystems they would hold nothing
+// that runs.
+const skopeoMark = "Directory Transport Version:"
 
 // plainFolder takes a folder as the image's files. Our own folder may not lie in it: overlayfs would see itself.
 func (p *Provisioner) plainFolder(image string) (*base, error) {
@@ -507,6 +534,9 @@ func (p *Provisioner) plainFolder(image string) (*base, error) {
 	}
 	if len(entries) == 0 {
 		return nil, errors.New("folder is empty")
+	}
+	if b, err := os.ReadFile(filepath.Join(image, "version")); err == nil && bytes.HasPrefix(b, []byte(skopeoMark)) {
+		return nil, errors.New("folder is skopeo's own form of an image: want an OCI layout, as of skopeo copy dir:FOLDER oci:LAYOUT:NAME")
 	}
 	return &base{folder: image, name: image}, nil
 }

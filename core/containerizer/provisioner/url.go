@@ -40,7 +40,7 @@ func (p *Provisioner) fromURL(ctx context.Context, address string, fresh bool, s
 						return err
 					}
 					defer src.Close()
-					img, err := src.image()
+					img, err := src.image("")
 					if err != nil {
 						return err
 					}
