@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 )
 
@@ -149,7 +150,43 @@ func sweepNetworks(containers []string) error {
 			errs = append(errs, os.Remove(lease))
 		}
 	}
-	return errors.Join(append(errs, sweepRules(containers))...)
+	return errors.Join(append(errs, sweepRules(containers), sweepPorts(containers))...)
+}
+
+// sweepPorts takes away what the built-in network's own tables hold of published ports: elements of maps, whose comment
+// is a container.
+func sweepPorts(containers []string) error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	tables, err := c.ListTables()
+	if err != nil {
+		return nil //nolint:nilerr // a kernel without nftables has none of it
+	}
+	for _, table := range tables {
+		sets, err := c.GetSets(table)
+		if err != nil {
+			continue // somebody else's, which went meanwhile
+		}
+		for _, set := range sets {
+			elements, err := c.GetSetElements(set)
+			if err != nil {
+				continue
+			}
+			elements = slices.DeleteFunc(elements, func(e nftables.SetElement) bool { return e.Comment == "" || !slices.Contains(containers, e.Comment) })
+			if len(elements) == 0 {
+				continue
+			}
+			if err := c.SetDeleteElements(set, elements); err != nil {
+				return err
+			}
+			if err := c.Flush(); err != nil {
+				return fmt.Errorf("take elements of %s away: %w", set.Name, err)
+			}
+		}
+	}
+	return nil
 }
 
 // sweepRules takes away the rules of iptables whose comment names a container, and the chains that only those lead to.
