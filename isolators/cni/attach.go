@@ -36,6 +36,9 @@ func (i *Isolator) attach(ctx context.Context, cfg *Config, operation string, c 
 		if old.Done && old.Operation == operation && old.Generation == c.GetGeneration() && isNetns(old.Netns) {
 			return old, nil
 		}
+		if err := i.disconnect(ctx, old); err != nil {
+			return nil, module.FailedPrecondition("an earlier attempt is not undone: %v", err)
+		}
 		if err := i.detach(ctx, cfg, f, old); err != nil {
 			return nil, module.FailedPrecondition("an earlier attempt is not undone: %v", err)
 		}
@@ -168,7 +171,7 @@ func (i *Isolator) join(ctx context.Context, cfg *Config, f folder, r *record, a
 	if err := f.save(r); err != nil {
 		return module.FailedPrecondition("write record of networks: %v", err)
 	}
-	if err := connect(ctx, r, a); err != nil {
+	if err := i.connectSoon(ctx, r, a); err != nil {
 		return explain(ctx, fmt.Errorf("network %s: %w", a.Network, err))
 	}
 	return nil
@@ -301,9 +304,6 @@ func (i *Isolator) leave(ctx context.Context, cfg *Config, r *record, a *attachm
 	}
 	in, err := cfg.invocation(r, a)
 	if err != nil {
-		return err
-	}
-	if err := disconnect(ctx, r, a); err != nil {
 		return err
 	}
 	if err := in.del(ctx, net, a.Result); err != nil {

@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
@@ -81,6 +82,36 @@ func builtIn(name string, subnet netip.Prefix, rules string) (*network, error) {
 	return n, nil
 }
 
+// portPatience is how long a published port is waited for that another container has: a task's end is told, and its
+// ports are offered again, before its container is cleaned up. That begins with its ports, and takes milliseconds.
+const portPatience = 10 * time.Second
+
+// connectSoon is connect, but waits for ports that others are just giving back.
+func (i *Isolator) connectSoon(ctx context.Context, r *record, a *attachment) error {
+	patience := time.NewTimer(i.portPatience)
+	defer patience.Stop()
+	again := time.NewTicker(50 * time.Millisecond) // another agent's may be given back, too
+	defer again.Stop()
+	for {
+		i.mu.Lock()
+		freed := i.freed
+		i.mu.Unlock()
+		err := connect(ctx, r, a)
+		var taken *takenError
+		if !errors.As(err, &taken) {
+			return err
+		}
+		select {
+		case <-freed:
+		case <-again.C:
+		case <-patience.C:
+			return err
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
 // connect makes the rules that the network and one of its containers need, after its ADD.
 func connect(ctx context.Context, r *record, a *attachment) error {
 	if a.Rules != byKernel && a.Rules != byPlugins {
@@ -105,11 +136,18 @@ func connect(ctx context.Context, r *record, a *attachment) error {
 }
 
 // disconnect takes a container's rules back, before its DEL: none may lead to an address that is another's already.
-func disconnect(ctx context.Context, r *record, a *attachment) error {
-	if a.Rules != byKernel {
+func (i *Isolator) disconnect(ctx context.Context, r *record) error {
+	if !slices.ContainsFunc(r.Networks, func(a attachment) bool { return a.Begun && !a.Gone && a.Rules == byKernel }) {
 		return nil
 	}
-	return changeRules(ctx, a.Rules, func(c *nftables.Conn) error { return withdraw(c, r.ID) })
+	if err := changeRules(ctx, byKernel, func(c *nftables.Conn) error { return withdraw(c, r.ID) }); err != nil {
+		return err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	close(i.freed)
+	i.freed = make(chan struct{})
+	return nil
 }
 
 // closeDown takes the network's rules back if no container is left, of whichever agent.

@@ -63,12 +63,14 @@ type Isolator struct {
 
 	adds, dels turns // plugins at work
 
-	mu     sync.Mutex       // guards busy and subnet
+	mu     sync.Mutex       // guards what follows
 	busy   map[string]*work // by container
 	subnet netip.Prefix     // of the built-in network, once chosen
+	freed  chan struct{}    // closed and replaced when published ports were given back
 
-	checks checks
-	health health
+	portPatience time.Duration // tests have less
+	checks       checks
+	health       health
 }
 
 // New returns the module with its defaults: no networks.
@@ -81,6 +83,7 @@ func New() *Isolator {
 			PluginTimeout: 10 * time.Second, CheckOnRecover: true,
 		}, validate),
 		events: module.NewEvents(), adds: make(turns, width), dels: make(turns, width), busy: map[string]*work{},
+		freed: make(chan struct{}), portPatience: portPatience,
 		health: health{failing: map[string]string{}},
 	}
 }
@@ -334,6 +337,10 @@ func (i *Isolator) Cleanup(ctx context.Context, r *isolatorv1.CleanupRequest) (*
 		}
 	}
 	if slices.ContainsFunc(made.Networks, func(a attachment) bool { return a.Begun && !a.Gone }) {
+		// The next task may have the ports already. They do not wait for their turn at plugins.
+		if err := i.disconnect(ctx, made); err != nil {
+			return nil, explain(ctx, err)
+		}
 		done, err := i.dels.enter(ctx)
 		if err != nil {
 			return nil, err

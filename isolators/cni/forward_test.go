@@ -228,6 +228,7 @@ func TestALegacyFilterWithoutItsProgramRefusesTheLaunch(t *testing.T) {
 func TestAPortThatAnotherContainerPublishesIsRefused(t *testing.T) {
 	h := bridged(t, byKernel)
 	before := h.traces()
+	h.portPatience = 100 * time.Millisecond
 	first := h.launch(asking("first", published("mosaic", 18080, 80)))
 	c := asking("second", published("mosaic", 18080, 81))
 	if _, err := h.prepare(c); err == nil || !strings.Contains(err.Error(), "first") || !strings.Contains(err.Error(), "18080") {
@@ -254,6 +255,32 @@ func TestAPortThatAnotherContainerPublishesIsRefused(t *testing.T) {
 		t.Errorf("with the first container gone the port leads to %q, %v; want the second", got, err)
 	}
 	h.cleanup(second)
+	h.leaks(before)
+}
+
+// A task's end is told before its container is cleaned up, and the next one may be given its ports at once.
+func TestAPortIsWaitedForWhileItsContainerIsCleanedUp(t *testing.T) {
+	h := bridged(t, byKernel)
+	before := h.traces()
+	first := h.launch(asking("first", published("mosaic", 18080, 80)))
+	c := asking("second", published("mosaic", 18080, 81))
+	prepared := make(chan error, 1)
+	go func() {
+		_, err := h.prepare(c)
+		prepared <- err
+	}()
+	for len(leaseFiles(t, "second")) == 0 { // its ADD was done, and its port is asked for next
+		select {
+		case err := <-prepared:
+			t.Fatalf("Prepare = %v before the port was free", err)
+		case <-time.After(5 * time.Millisecond): // another process's step
+		}
+	}
+	h.cleanup(first)
+	if err := <-prepared; err != nil {
+		t.Errorf("Prepare = %v, want it to wait for the port", err)
+	}
+	h.cleanup(&isolatorv1.ContainerRecord{Container: c})
 	h.leaks(before)
 }
 

@@ -250,8 +250,19 @@ func entry(id string, m *mesosv1.NetworkInfo_PortMapping, at netip.Addr) nftable
 	return nftables.SetElement{Key: key, Val: value, Comment: id}
 }
 
-// publish has ports of the machine lead to a container. One that is another container's is refused, unless nothing is
-// left of that but the entry.
+// A takenError says whose a port is.
+type takenError struct {
+	port  uint32
+	owner string
+}
+
+func (e *takenError) Error() string {
+	return fmt.Sprintf("port %d of this machine is published for container %s already", e.port, e.owner)
+}
+
+// publish has ports of the machine lead to a container.
+//
+// Errors: a *takenError if one is another container's, unless nothing is left of that but the entry.
 func publish(c *nftables.Conn, id string, ports []*mesosv1.NetworkInfo_PortMapping, at netip.Addr) error {
 	if len(ports) == 0 {
 		return nil
@@ -272,7 +283,7 @@ func publish(c *nftables.Conn, id string, ports []*mesosv1.NetworkInfo_PortMappi
 		case there[n].Comment == id || !leaseholders(leases)[there[n].Comment]:
 			drop = append(drop, there[n])
 		default:
-			return fmt.Errorf("port %d of this machine is published for container %s already", m.GetHostPort(), there[n].Comment)
+			return &takenError{m.GetHostPort(), there[n].Comment}
 		}
 		add = append(add, e)
 	}
