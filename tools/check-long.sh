@@ -37,7 +37,8 @@ quietly() {
 }
 
 vm() {
-  step "cgroup version 2 in a virtual machine" tools/vm/run.sh "${VM_LIMIT:-3000}"
+  step "cgroup version 2, quotas and networks in a virtual machine" tools/vm/run.sh "${VM_LIMIT:-3000}"
+  step "what takes two cores, in a virtual machine" env VM_CPUS=2 tools/vm/run.sh "${VM_LIMIT:-3000}" 'machine|core.of.its.own|isolators/cgroups'
 }
 
 # fuzz runs every fuzz target of the repository in turn. Go fuzzes one target at a time.

@@ -56,7 +56,7 @@ func run(ctx context.Context, src string, wanted *regexp.Regexp, names string) i
 	}
 	checks = append(checks, tests...)
 	checks = append(checks, clusterChecks(src)...)
-	checks = append(checks, subsystemChecks(src)...)
+	checks = append(checks, subsystemChecks(src, &skips)...)
 	checks = append(checks, quotaChecks(src)...)
 
 	var failed []string
