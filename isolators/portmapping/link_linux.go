@@ -1,6 +1,7 @@
 package portmapping
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -11,10 +12,13 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/mosaic-cluster/mosaic/sdk/module"
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
@@ -256,7 +260,9 @@ func sysctl(name, value string) error {
 
 // furnish gives a container's namespace what it needs. What is there already stays, so that it can be repeated, and
 // what changed is changed.
-func (i *Isolator) furnish(r *isolatorv1.ContainerRecord) error {
+//
+// For ports that others have it waits until ctx ends, and patience at most.
+func (i *Isolator) furnish(ctx context.Context, r *isolatorv1.ContainerRecord, patience time.Duration) error {
 	cfg, c := i.config.Get(), r.GetContainer()
 	missing := i.ready()
 	i.health(missing)
@@ -286,7 +292,7 @@ func (i *Isolator) furnish(r *isolatorv1.ContainerRecord) error {
 		})
 	}
 	want := portsOf(c)
-	own, s, err := i.give(cfg, at, c.GetId(), want, had)
+	own, s, err := i.await(ctx, patience, func() (resources.Range, *steering, error) { return i.give(cfg, at, c.GetId(), want, had) })
 	if err != nil {
 		return err
 	}
@@ -309,6 +315,29 @@ func (i *Isolator) furnish(r *isolatorv1.ContainerRecord) error {
 		return module.FailedPrecondition("%v", err)
 	}
 	return nil
+}
+
+// await repeats give while others have the ports. A task's end is told, and its ports are offered again, before its
+// container is cleaned up.
+func (i *Isolator) await(ctx context.Context, patience time.Duration, give func() (resources.Range, *steering, error)) (resources.Range, *steering, error) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		i.mu.Lock()
+		freed := i.freed
+		i.mu.Unlock()
+		own, s, err := give()
+		if status.Code(err) != codes.ResourceExhausted || patience == 0 {
+			return own, s, err
+		}
+		select {
+		case <-freed:
+		case <-timer.C:
+			return own, nil, err
+		case <-ctx.Done():
+			return own, nil, err
+		}
+	}
 }
 
 // give hands out ports. Until its interface is known they lead nowhere.

@@ -19,6 +19,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/mosaic-cluster/mosaic/sdk/module"
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
@@ -48,6 +49,8 @@ type Config struct {
 	IngressMax    module.Size `hcl:"maximum_ingress_rate_limit,optional" doc:"Highest limit that follows from cpus; 0 is none."`
 	IngressCeil   module.Size `hcl:"ingress_ceil_limit,optional" doc:"Bytes per second within a burst; 0 is the limit itself."`
 	IngressBurst  module.Size `hcl:"ingress_burst,optional" doc:"Bytes that may be received at once before the limit holds."`
+
+	Patience time.Duration `hcl:"patience,optional" doc:"How long a launch waits for ports whose container has ended and is not cleaned up yet." min:"0s" max:"4s"`
 
 	Summary bool `hcl:"network_enable_socket_statistics_summary,optional" doc:"Count a container's connections."`
 	Details bool `hcl:"network_enable_socket_statistics_details,optional" doc:"Percentiles of the round trip times of its connections."`
@@ -107,13 +110,15 @@ type Isolator struct {
 	at       uplink     // what steering was made for
 	told     bool       // health was told once
 	missing  string     // what was missing then
+
+	freed chan struct{} // closed and replaced when ports were given back
 }
 
 // New returns the module with its defaults: ranges of 1024 ports above those that Linux itself uses, no limits.
 func New() *Isolator {
 	return &Isolator{
-		config: module.NewConfig(Config{Ephemeral: "[61000-65535]", Per: 1024, EgressBurst: 32 << 10, IngressBurst: 32 << 10}, validate),
-		events: module.NewEvents(),
+		config: module.NewConfig(Config{Ephemeral: "[61000-65535]", Per: 1024, EgressBurst: 32 << 10, IngressBurst: 32 << 10, Patience: 3 * time.Second}, validate),
+		events: module.NewEvents(), freed: make(chan struct{}),
 	}
 }
 
@@ -228,20 +233,20 @@ func (i *Isolator) Prepare(_ context.Context, r *isolatorv1.PrepareRequest) (*is
 }
 
 // Isolate furnishes the container's namespace: ports, interfaces, routes and limits.
-func (i *Isolator) Isolate(_ context.Context, r *isolatorv1.IsolateRequest) (*isolatorv1.IsolateResponse, error) {
+func (i *Isolator) Isolate(ctx context.Context, r *isolatorv1.IsolateRequest) (*isolatorv1.IsolateResponse, error) {
 	if !mine(r.GetRecord().GetContainer()) {
 		return &isolatorv1.IsolateResponse{}, nil
 	}
-	if err := i.furnish(r.GetRecord()); err != nil {
+	if err := i.furnish(ctx, r.GetRecord(), i.config.Get().Patience); err != nil {
 		return nil, err
 	}
 	return &isolatorv1.IsolateResponse{}, nil
 }
 
 // Update takes over other ports and limits.
-func (i *Isolator) Update(_ context.Context, r *isolatorv1.UpdateRequest) (*isolatorv1.UpdateResponse, error) {
+func (i *Isolator) Update(ctx context.Context, r *isolatorv1.UpdateRequest) (*isolatorv1.UpdateResponse, error) {
 	if rec := r.GetRecord(); mine(rec.GetContainer()) && rec.GetPid() > 0 {
-		if err := i.furnish(rec); err != nil {
+		if err := i.furnish(ctx, rec, i.config.Get().Patience); err != nil {
 			return nil, err
 		}
 	}
@@ -261,7 +266,7 @@ func (i *Isolator) Recover(s isolatorv1.Isolator_RecoverServer) error {
 			if r.GetOrphan() || !mine(c) || r.GetPid() <= 0 || !isFurnished(c.GetId()) {
 				continue
 			}
-			if err := i.furnish(r); err != nil {
+			if err := i.furnish(s.Context(), r, 0); err != nil {
 				i.events.Health(modulev1.Health_DEGRADED, fmt.Sprintf("network of container %.80s: %v", c.GetId(), err))
 			}
 		}
@@ -291,6 +296,8 @@ func (i *Isolator) Cleanup(_ context.Context, r *isolatorv1.CleanupRequest) (*is
 	if err := i.steering.release(id); err != nil {
 		return nil, err
 	}
+	close(i.freed)
+	i.freed = make(chan struct{})
 	if i.steering.gone {
 		i.forget()
 	}

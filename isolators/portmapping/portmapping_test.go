@@ -154,8 +154,8 @@ func TestOtherPortsAfterAnUpdate(t *testing.T) {
 	wantAnswer(t, "outside", m.outside, machineIP+":31005", "a")
 	wantNoAnswer(t, "outside", m.outside, machineIP+":31000")
 	wantAnswer(t, "b", int(b.Pid), machineIP+":31005", "a")
-	if err := m.update(b, ports([2]uint64{31005, 31005})); status.Code(err) != codes.FailedPrecondition {
-		t.Errorf("Update with a port of another container = %v, want FailedPrecondition", err)
+	if err := m.update(b, ports([2]uint64{31005, 31005})); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("Update with a port of another container = %v, want ResourceExhausted", err)
 	}
 	if err := m.update(b, ports([2]uint64{31000, 31000})); err != nil {
 		t.Errorf("Update with a port that is free again: %v", err)
@@ -323,7 +323,7 @@ func TestWhatIsAskedOfTheNetworkAndNotToBeHadIsRefused(t *testing.T) {
 }
 
 func TestWhatCannotBeGivenFailsTheLaunch(t *testing.T) {
-	m := newMachine(t, `{"ephemeral_ports":"[61000-61127]","ephemeral_ports_per_container":64}`)
+	m := newMachine(t, `{"ephemeral_ports":"[61000-61127]","ephemeral_ports_per_container":64,"patience":0}`)
 	m.container("a", ports([2]uint64{31000, 31000}))
 	isolate := func(id string, pid int, resources ...*mesosv1.Resource) error {
 		r := &isolatorv1.ContainerRecord{Container: &containerv1.Container{Id: id, Resources: resources}, Pid: int32(pid)}
@@ -338,12 +338,14 @@ func TestWhatCannotBeGivenFailsTheLaunch(t *testing.T) {
 	}{
 		{"in the machine's namespace", isolate("b", os.Getpid()), "in the machine's network namespace"},
 		{"without a process", isolate("c", 0), "no process"},
-		{"another's port", isolate("d", sleeper(t), ports([2]uint64{31000, 31000})), "another container's"},
 		{"an ephemeral port", isolate("e", sleeper(t), ports([2]uint64{61100, 61100})), "ephemeral_ports"},
 	} {
 		if status.Code(test.err) != codes.FailedPrecondition || !strings.Contains(test.err.Error(), test.want) {
 			t.Errorf("Isolate %s = %v, want FailedPrecondition with %q", test.name, test.err, test.want)
 		}
+	}
+	if err := isolate("d", sleeper(t), ports([2]uint64{31000, 31000})); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "another container's") {
+		t.Errorf("Isolate with another's port = %v, want ResourceExhausted", err)
 	}
 	m.container("f")
 	if err := isolate("g", sleeper(t)); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "no more containers fit") {
@@ -354,6 +356,30 @@ func TestWhatCannotBeGivenFailsTheLaunch(t *testing.T) {
 		Container: &containerv1.Container{Id: "h"}, Pid: int32(sleeper(t)),
 	}}); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "ip_local_port_range") {
 		t.Errorf("Isolate with ports that the machine uses = %v, want FailedPrecondition", err)
+	}
+}
+
+// A task's end is told before its container is cleaned up, and the next one may be given its ports at once.
+func TestPortsAreWaitedForWhileTheirContainerIsCleanedUp(t *testing.T) {
+	m := newMachine(t, `{"ephemeral_ports_per_container":64}`)
+	first := m.container("first", ports([2]uint64{31000, 31000}))
+	next := &isolatorv1.ContainerRecord{
+		Container: &containerv1.Container{Id: "next", Resources: []*mesosv1.Resource{ports([2]uint64{31000, 31000})}}, Pid: int32(sleeper(t)),
+	}
+	t.Cleanup(func() { m.cleanup(next) })
+	isolated := make(chan error, 1)
+	go func() {
+		_, err := m.client.Isolator.Isolate(t.Context(), &isolatorv1.IsolateRequest{Record: next})
+		isolated <- err
+	}()
+	select {
+	case err := <-isolated:
+		t.Fatalf("Isolate = %v while the port was another's", err)
+	case <-time.After(100 * time.Millisecond): // that nothing comes has no other sign
+	}
+	m.cleanup(first)
+	if err := <-isolated; err != nil {
+		t.Errorf("Isolate = %v, want it to wait for the port", err)
 	}
 }
 

@@ -309,7 +309,7 @@ func (s *steering) set(port uint64, e entry) error {
 // take gives a container its offered ports and a range of ephemeral ones: the one it has, else the one in had, which
 // is what its namespace was told, else the first that is free. Nothing is steered yet.
 //
-// Errors: FailedPrecondition if an offered port is another container's, ResourceExhausted if no range is free.
+// Errors: ResourceExhausted if an offered port is another container's, or if no range is free.
 func (s *steering) take(id string, want, pool resources.Ranges, per uint64, had *resources.Range) (resources.Range, error) {
 	owner := ownerOf(id)
 	list, err := s.entries()
@@ -338,7 +338,7 @@ func (s *steering) take(id string, want, pool resources.Ranges, per uint64, had 
 			return own, module.InvalidArgument("ports: got %d-%d, want ports from 1 to 65535", r.Begin, r.End)
 		}
 		if !free(r) {
-			return own, module.FailedPrecondition("port %d-%d is another container's", r.Begin, r.End)
+			return own, status.Errorf(codes.ResourceExhausted, "one of the ports %d-%d is another container's", r.Begin, r.End)
 		}
 	}
 	if len(want.Intersect(pool)) > 0 {
