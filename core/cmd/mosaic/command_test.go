@@ -118,6 +118,7 @@ func TestWrongFlagsEndWithCode2(t *testing.T) {
 		{"run --gpus all -- true", []string{"--gpus 1"}},
 		{"run --mem lots -- true", []string{"512m"}},
 		{"run --init=perhaps --image i", []string{"true or false"}},
+		{"run -v /a:/b ls", []string{"--volume /a:/b"}},
 		{"run --image i -v /a:/b ls", []string{"--volume /a:/b"}},
 		{"run -o json -- true", []string{"--detach"}},
 		{"ps", []string{"did you mean task?"}},

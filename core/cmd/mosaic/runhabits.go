@@ -74,6 +74,7 @@ func (o *containerFlags) habitFlags(cmd *cobra.Command) {
 			f.Lookup(d.name).NoOptDefVal = "true"
 		}
 	}
+	f.SetInterspersed(false) // what follows the command's name is the command's
 	f.Bool("rm", true, "remove the container when it has ended, which is always done")
 	_ = f.MarkHidden("rm")
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
@@ -118,7 +119,7 @@ func flagHint(problem string) string {
 
 // checkHabits finds what is no mistake to a parser and one to who typed it.
 func (o *runOptions) checkHabits(args []string) error {
-	if !o.verbose || o.image == "" || len(args) == 0 {
+	if !o.verbose || len(args) == 0 {
 		return nil
 	}
 	if source, place, ok := strings.Cut(args[0], ":"); ok && source != "" && strings.HasPrefix(place, "/") {

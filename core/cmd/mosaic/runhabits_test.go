@@ -39,6 +39,16 @@ func TestWhoTakesAnImageForACommandIsToldHow(t *testing.T) {
 	}
 }
 
+func TestWhatFollowsTheCommandsNameIsTheCommands(t *testing.T) {
+	cmd := newRun()
+	if err := cmd.ParseFlags([]string{"--cpus", "2", "ls", "-l", "--mem", "1"}); err != nil {
+		t.Fatalf("ParseFlags: %v", err)
+	}
+	if got := strings.Join(cmd.Flags().Args(), " "); got != "ls -l --mem 1" || cmd.Flags().Changed("mem") {
+		t.Errorf("the command: got %q, want all that follows its name", got)
+	}
+}
+
 func TestTaskIsFoundByItsNameBeforeTheBeginningOfOthersIds(t *testing.T) {
 	task := func(id, name string, s mesosv1.TaskState) *mesosv1.Task {
 		return &mesosv1.Task{TaskId: &mesosv1.TaskID{Value: &id}, Name: &name, State: &s}

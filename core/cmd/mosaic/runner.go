@@ -529,8 +529,9 @@ func (r *runner) pullLast(ctx context.Context, t *running) error {
 }
 
 var (
-	exitedRE   = regexp.MustCompile(`exited with status (\d+)`)
-	signaledRE = regexp.MustCompile(`terminated with signal (.+)$`)
+	exitedRE    = regexp.MustCompile(`exited with status (\d+)`)
+	launchingRE = regexp.MustCompile(`^launch container \S+: `)
+	signaledRE  = regexp.MustCompile(`terminated with signal (.+)$`)
 )
 
 // describe says in one line how the task is.
@@ -541,7 +542,7 @@ func (t *running) describe() string {
 	}
 	// What follows the first line is for logs: statistics of memory, mostly.
 	if m, _, _ := strings.Cut(t.status.GetMessage(), "\n"); m != "" {
-		text += ": " + m
+		text += ": " + launchingRE.ReplaceAllString(m, "") // whose container it was going to be tells nobody anything
 	}
 	return text
 }
