@@ -75,6 +75,10 @@ func programUnderTest(cmd *cobra.Command, args []string) (program kit.Program, d
 	case err == nil:
 		return buildFolder(cmd, target)
 	case len(args) == 0 && strings.Count(target, "/") == 1 && !strings.HasPrefix(target, "."):
+		own, ownErr := beside("mosaic-" + strings.NewReplacer("/", "-", "_", "-").Replace(target))
+		if ownErr == nil {
+			return kit.Program{Path: own}, nothing, nil
+		}
 		bundle, bundleErr := beside("mosaic-modules")
 		if bundleErr != nil {
 			return kit.Program{}, nil, bundleErr
