@@ -60,7 +60,7 @@ func (i *Isolator) attach(ctx context.Context, cfg *Config, operation string, c 
 		if err := ctx.Err(); err != nil {
 			return nil, status.FromContextError(err).Err()
 		}
-		if err := i.join(ctx, cfg, f, r, &r.Networks[n]); err != nil {
+		if err := i.join(ctx, cfg, f, c, r, &r.Networks[n]); err != nil {
 			return nil, err
 		}
 	}
@@ -141,7 +141,7 @@ func (cfg *Config) invocation(r *record, a *attachment) (*invocation, error) {
 }
 
 // join makes one interface.
-func (i *Isolator) join(ctx context.Context, cfg *Config, f folder, r *record, a *attachment) error {
+func (i *Isolator) join(ctx context.Context, cfg *Config, f folder, c *containerv1.Container, r *record, a *attachment) error {
 	net, err := parseNetwork(a.Config)
 	if err != nil {
 		return err
@@ -171,7 +171,7 @@ func (i *Isolator) join(ctx context.Context, cfg *Config, f folder, r *record, a
 	if err := f.save(r); err != nil {
 		return module.FailedPrecondition("write record of networks: %v", err)
 	}
-	if err := i.connectSoon(ctx, r, a); err != nil {
+	if err := i.connectSoon(ctx, cfg, c, r, a); err != nil {
 		return explain(ctx, fmt.Errorf("network %s: %w", a.Network, err))
 	}
 	return nil

@@ -22,6 +22,9 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+
+	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
+	"github.com/mosaic-cluster/mosaic/sdk/resources"
 )
 
 // The built-in network: a bridge of this machine, addresses leased from one subnet, what leaves the machine
@@ -82,12 +85,23 @@ func builtIn(name string, subnet netip.Prefix, rules string) (*network, error) {
 	return n, nil
 }
 
-// portPatience is how long a published port is waited for that another container has: a task's end is told, and its
-// ports are offered again, before its container is cleaned up. That begins with its ports, and takes milliseconds.
+// portPatience is how long a published port is waited for that another container has and may be giving back.
 const portPatience = 10 * time.Second
 
-// connectSoon is connect, but waits for ports that others are just giving back.
-func (i *Isolator) connectSoon(ctx context.Context, r *record, a *attachment) error {
+// connectSoon is connect for a container that is being launched.
+//
+// A task's end is told, and its ports are offered again, before its container is cleaned up. So a port that was given to
+// this container, as its resources say, is taken from one of the same agent's that had it. Any other is waited for: that
+// ports are published which nobody was given is allowed, but not at the cost of those who were first.
+func (i *Isolator) connectSoon(ctx context.Context, cfg *Config, c *containerv1.Container, r *record, a *attachment) error {
+	given := portsOf(c)
+	yields := func(port uint32, owner string) bool {
+		if !given.Contains(resources.Ranges{{Begin: uint64(port), End: uint64(port)}}) || !plainID.MatchString(owner) {
+			return false
+		}
+		_, err := os.Stat(filepath.Join(cfg.RunDir, owner, "record.json")) // the owner is as plugins know it
+		return err == nil
+	}
 	patience := time.NewTimer(i.portPatience)
 	defer patience.Stop()
 	again := time.NewTicker(50 * time.Millisecond) // another agent's may be given back, too
@@ -96,7 +110,7 @@ func (i *Isolator) connectSoon(ctx context.Context, r *record, a *attachment) er
 		i.mu.Lock()
 		freed := i.freed
 		i.mu.Unlock()
-		err := connect(ctx, r, a)
+		err := connect(ctx, r, a, yields)
 		var taken *takenError
 		if !errors.As(err, &taken) {
 			return err
@@ -112,8 +126,24 @@ func (i *Isolator) connectSoon(ctx context.Context, r *record, a *attachment) er
 	}
 }
 
+// portsOf are the ports among a container's resources.
+func portsOf(c *containerv1.Container) resources.Ranges {
+	var list []resources.Range
+	for _, r := range c.GetResources() {
+		if r.GetName() == "ports" {
+			for _, v := range r.GetRanges().GetRange() {
+				list = append(list, resources.Range{Begin: v.GetBegin(), End: v.GetEnd()})
+			}
+		}
+	}
+	return resources.NewRanges(list...)
+}
+
+// nobodyYields is for containers that run.
+func nobodyYields(uint32, string) bool { return false }
+
 // connect makes the rules that the network and one of its containers need, after its ADD.
-func connect(ctx context.Context, r *record, a *attachment) error {
+func connect(ctx context.Context, r *record, a *attachment, yields func(port uint32, owner string) bool) error {
 	if a.Rules != byKernel && a.Rules != byPlugins {
 		return nil
 	}
@@ -131,7 +161,7 @@ func connect(ctx context.Context, r *record, a *attachment) error {
 		if err := makeTable(c, subnet); err != nil {
 			return fmt.Errorf("rules of the network: %w", err)
 		}
-		return publish(c, r.ID, a.info().GetPortMappings(), at)
+		return publish(c, r.ID, a.info().GetPortMappings(), at, yields)
 	})
 }
 

@@ -146,7 +146,7 @@ func (i *Isolator) checkOne(ctx context.Context, cfg *Config, rec *isolatorv1.Co
 		if err := in.check(ctx, net, a.Result); err != nil {
 			return fmt.Errorf("network %s: %w", a.Network, err)
 		}
-		if err := connect(ctx, r, a); err != nil { // what a firewall that was loaded anew has lost
+		if err := connect(ctx, r, a, nobodyYields); err != nil { // what a firewall that was loaded anew has lost
 			return fmt.Errorf("network %s: %w", a.Network, err)
 		}
 	}

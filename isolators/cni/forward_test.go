@@ -13,6 +13,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
 	isolatorv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/isolator/v1"
 )
 
@@ -281,6 +283,34 @@ func TestAPortIsWaitedForWhileItsContainerIsCleanedUp(t *testing.T) {
 		t.Errorf("Prepare = %v, want it to wait for the port", err)
 	}
 	h.cleanup(&isolatorv1.ContainerRecord{Container: c})
+	h.leaks(before)
+}
+
+func TestAPortGoesToTheContainerThatWasGivenIt(t *testing.T) {
+	h := bridged(t, byKernel)
+	before := h.traces()
+	given := func(id string) *containerv1.Container {
+		c := asking(id, published("mosaic", 18080, 80))
+		name, port := "ports", uint64(18080)
+		c.Resources = []*mesosv1.Resource{{
+			Name: &name, Type: mesosv1.Value_RANGES.Enum(), Ranges: &mesosv1.Value_Ranges{Range: []*mesosv1.Value_Range{{Begin: &port, End: &port}}},
+		}}
+		return c
+	}
+	first := h.launch(given("first"))
+	// The agent gives a port to the next when the first has ended, and cleans up later.
+	second := h.launch(given("second"))
+	h.serve(second, 80, "second")
+	ask := func(when string) {
+		t.Helper()
+		if got, err := h.ask(nil, "127.0.0.1:18080"); err != nil || got != "second" {
+			t.Errorf("%s the port leads to %q, %v; want the second container", when, got, err)
+		}
+	}
+	ask("before the first is cleaned up")
+	h.cleanup(first)
+	ask("with the first cleaned up")
+	h.cleanup(second)
 	h.leaks(before)
 }
 

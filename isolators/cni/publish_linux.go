@@ -260,10 +260,11 @@ func (e *takenError) Error() string {
 	return fmt.Sprintf("port %d of this machine is published for container %s already", e.port, e.owner)
 }
 
-// publish has ports of the machine lead to a container.
+// publish has ports of the machine lead to a container. yields says of a port and the container that has it whether that
+// must give way.
 //
-// Errors: a *takenError if one is another container's, unless nothing is left of that but the entry.
-func publish(c *nftables.Conn, id string, ports []*mesosv1.NetworkInfo_PortMapping, at netip.Addr) error {
+// Errors: a *takenError if a port is another container's, unless nothing is left of that but the entry.
+func publish(c *nftables.Conn, id string, ports []*mesosv1.NetworkInfo_PortMapping, at netip.Addr, yields func(port uint32, owner string) bool) error {
 	if len(ports) == 0 {
 		return nil
 	}
@@ -280,7 +281,7 @@ func publish(c *nftables.Conn, id string, ports []*mesosv1.NetworkInfo_PortMappi
 		case n < 0:
 		case there[n].Comment == id && bytes.Equal(there[n].Val, e.Val):
 			continue
-		case there[n].Comment == id || !leaseholders(leases)[there[n].Comment]:
+		case there[n].Comment == id || yields(m.GetHostPort(), there[n].Comment) || !leaseholders(leases)[there[n].Comment]:
 			drop = append(drop, there[n])
 		default:
 			return &takenError{m.GetHostPort(), there[n].Comment}
