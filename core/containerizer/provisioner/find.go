@@ -24,21 +24,32 @@ func (p *Provisioner) find(ctx context.Context, image *mesosv1.Image, fresh bool
 	if path, ok := onDisk(docker.GetName()); ok {
 		return p.lower(ctx, path)
 	}
-	var config []byte
-	if secret := docker.GetConfig(); secret != nil {
-		if p.cfg.Secret == nil {
-			return nil, errors.New("image comes with a Docker configuration, and this agent cannot read secrets")
-		}
-		var err error
-		if config, err = p.cfg.Secret(ctx, secret); err != nil {
-			return nil, fmt.Errorf("read the image's Docker configuration: %w", err)
-		}
+	config, err := p.ownConfig(ctx, docker.GetConfig())
+	if err != nil {
+		return nil, err
 	}
 	creds, err := credentials(config, docker)
 	if err != nil {
 		return nil, err
 	}
 	return p.named(ctx, docker.GetName(), creds, fresh, nil)
+}
+
+// ownConfig is the Docker configuration that comes with an image, nil if none does.
+func (p *Provisioner) ownConfig(ctx context.Context, secret *mesosv1.Secret) ([]byte, error) {
+	switch {
+	case secret == nil:
+		return nil, nil
+	case secret.GetType() == mesosv1.Secret_VALUE:
+		return append([]byte{}, secret.GetValue().GetData()...), nil // nobody has to resolve it; one that is empty is refused as such
+	case p.cfg.Secret == nil:
+		return nil, errors.New("image comes with a Docker configuration, and this agent cannot read secrets")
+	}
+	config, err := p.cfg.Secret(ctx, secret)
+	if err != nil {
+		return nil, fmt.Errorf("read the image's Docker configuration: %w", err)
+	}
+	return config, nil
 }
 
 // credentials are those that come with an image.

@@ -96,6 +96,15 @@ func TestPrivateRegistriesAreToldWhoWeAre(t *testing.T) {
 			if _, _, err := known.ProvisionImage(t.Context(), "a", docker(image)); err != nil {
 				t.Errorf("ProvisionImage with the agent's configuration: %v", err)
 			}
+			byValue := docker(image)
+			byValue.Docker.Config = &mesosv1.Secret{Type: mesosv1.Secret_VALUE.Enum(), Value: &mesosv1.Secret_Value{Data: dockerConfig(d.host, "me", "pw")}}
+			if _, _, err := newPuller(t).ProvisionImage(t.Context(), "a", byValue); err != nil {
+				t.Errorf("ProvisionImage with a configuration by value on an agent without secrets: %v", err)
+			}
+			byValue.Docker.Config.Value = nil
+			if _, _, err := newPuller(t).ProvisionImage(t.Context(), "a", byValue); err == nil || !strings.Contains(err.Error(), "docker configuration") {
+				t.Errorf("ProvisionImage with a configuration that is empty: got %v, want it refused", err)
+			}
 			if _, _, err := known.ProvisionImage(t.Context(), "b", withSecret("pw")); err == nil || !strings.Contains(err.Error(), "cannot read secrets") {
 				t.Errorf("ProvisionImage on an agent without secrets: got %v, want it refused", err)
 			}

@@ -201,6 +201,9 @@ func (p *Provisioner) once(ctx context.Context, s *store, name string, creds *re
 		return nil, err
 	}
 	progress.resolved(top.Digest)
+	if err := usable(top); err != nil {
+		return nil, err
+	}
 	plain, err := resolver.Fetcher(ctx, name)
 	if err != nil {
 		return nil, err
@@ -268,6 +271,20 @@ func (p *Provisioner) once(ctx context.Context, s *store, name string, creds *re
 	}
 	return s.keep(ctx, name, top)
 }
+
+// usable refuses what a name leads to if it is no image that anybody can use today.
+func usable(top v1.Descriptor) error {
+	switch {
+	case images.IsManifestType(top.MediaType), images.IsIndexType(top.MediaType):
+		return nil
+	case top.MediaType == images.MediaTypeDockerSchema1Manifest, top.MediaType == schema1:
+		return errors.New("image is in Docker's schema 1, which is given up: want it pushed anew, by today's tools")
+	}
+	return fmt.Errorf("the registry has something of type %q under that name, want an image", clipName(top.MediaType))
+}
+
+// schema1 is Docker's first schema without signature.
+const schema1 = "application/vnd.docker.distribution.manifest.v1+json"
 
 // startOver drops what was fetched of layers that the registry does not go on with.
 func (p *Provisioner) startOver(ctx context.Context, s *store, c chosen) error {

@@ -12,10 +12,30 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/opencontainers/go-digest"
+
 	"github.com/mosaic-cluster/mosaic/core/containerizer/provisioner/registry"
 	"github.com/mosaic-cluster/mosaic/sdk/operator"
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 )
+
+// typed says of manifests that they are of a type.
+func typed(mediaType string) func(http.ResponseWriter, *http.Request) bool {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, "/manifests/") {
+			return false
+		}
+		b := []byte(`{"schemaVersion":1}`)
+		w.Header().Set("Content-Type", mediaType)
+		w.Header().Set("Content-Length", fmt.Sprint(len(b)))
+		w.Header().Set("Docker-Content-Digest", digest.FromBytes(b).String())
+		if r.Method == http.MethodGet {
+			_, _ = w.Write(b)
+		}
+		return true
+	}
+}
 
 func TestFailedPullsSayWhyAndLeaveNothing(t *testing.T) {
 	body := strings.Repeat("0123456789abcdef", 1<<14)
@@ -60,6 +80,8 @@ func TestFailedPullsSayWhyAndLeaveNothing(t *testing.T) {
 		"broken":       {first: only(top, respond(http.StatusInternalServerError, 0)), text: "given up after"},
 		"busy":         {first: only(top, respond(http.StatusTooManyRequests, 0)), text: "429"},
 		"bad manifest": {first: only("/manifests/", serve(2, []byte("{}"))), want: registry.ErrTruncated},
+		"schema 1":     {first: typed(images.MediaTypeDockerSchema1Manifest), text: "schema 1"},
+		"no image":     {first: typed("application/vnd.example.song"), text: `something of type "application/vnd.example.song"`},
 		"stalled": {first: only(top, func(w http.ResponseWriter, r *http.Request) bool {
 			if r.Header.Get("Range") == "" {
 				w.Header().Set("Content-Length", fmt.Sprint(len(blob)))
