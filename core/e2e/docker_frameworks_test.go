@@ -271,6 +271,58 @@ func TestMarathonsTaskOnTheHostsNetworkSeesItsSandboxAndVolumes(t *testing.T) {
 	}
 }
 
+func TestMarathonsTaskOnANamedNetworkAnswersByUDP(t *testing.T) {
+	needBridge(t)
+	image := imageRegistry(t)
+	c := start(t, cluster.Options{})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	program := helper(t, c, "udpecho")
+	s := subscribeDocker(ctx, t, c, marathonInfo())
+	const id = "dns.1f0d3a52-c7c7-11e5-8c0a-56847afe9799"
+	port := freePort(t)
+	s.launch(object{
+		"name": "dns", "task_id": object{"value": id},
+		"resources": []any{scalar("cpus", 0.1), scalar("mem", 64), portsResource(port)},
+		"command":   object{"shell": false, "environment": marathonEnv(id, port)},
+		"container": object{
+			"type":          "DOCKER",
+			"volumes":       []any{object{"container_path": "/opt/udpecho", "host_path": program, "mode": "RO"}},
+			"network_infos": []any{object{"name": "mosaic", "labels": object{"labels": []any{object{"key": "a", "value": "b"}}}}},
+			"docker": object{
+				"image": image, "network": "USER", "parameters": parameters("entrypoint", "/opt/udpecho"),
+				"port_mappings": []any{object{"host_port": port, "container_port": 53, "protocol": "udp"}},
+			},
+		},
+	})
+	running := s.status("TASK_RUNNING")
+	container := inspectOf(t, running)
+	ip, _ := dig(container, "NetworkSettings", "Networks", "mosaic", "IPAddress").(string)
+	if dig(container, "HostConfig", "NetworkMode") != "mosaic" || net.ParseIP(ip) == nil {
+		t.Errorf("data: got %v, want an address on the network mosaic", container)
+	}
+	for _, at := range []string{net.JoinHostPort(ip, "53"), fmt.Sprintf("127.0.0.1:%d", port)} {
+		conn, err := net.Dial("udp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		b := make([]byte, 100)
+		eventually(t, "an answer of "+at, 10*time.Second, func() bool {
+			if _, err := conn.Write([]byte("hello")); err != nil {
+				return false
+			}
+			if err := conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+				t.Fatal(err)
+			}
+			n, err := conn.Read(b)
+			return err == nil && string(b[:n]) == "hello"
+		})
+	}
+	s.must(ctx, "KILL", object{"task_id": dig(running, "task_id"), "agent_id": dig(running, "agent_id")})
+	s.status("TASK_KILLED")
+}
+
 // Aurora runs an executor of its own, thermos, in the container: the ContainerInfo is the executor's, its program is
 // fetched into the sandbox, and a folder of the machine holds what an observer reads.
 func TestAurorasExecutorRunsInADockerContainer(t *testing.T) {
