@@ -114,6 +114,15 @@ func projectOf(dir string) (uint32, error) {
 	return a.Project, nil
 }
 
+// hasProject demands that a folder counts for a project.
+func hasProject(dir string, want uint32) error {
+	got, err := projectOf(dir)
+	if err == nil && got != want {
+		err = fmt.Errorf("%s has project %d, want %d", dir, got, want)
+	}
+	return err
+}
+
 // quota is what a project may use of a file system and what it uses, in bytes; most is 0 for no limit.
 // Source: struct fs_disk_quota in include/uapi/linux/dqblk_xfs.h of Linux.
 func quota(dir string, project uint32) (most, used uint64, err error) {
@@ -145,9 +154,10 @@ func projectsFree(dir, options string) error {
 	var errs []error
 	for p := uint32(firstProject); p <= lastProject; p++ {
 		most, used, err := quota(dir, p)
-		if err != nil || most != 0 || used != 0 {
-			errs = append(errs, fmt.Errorf("project %d is left with a limit of %d and %d in use: %v", p, most, used, err))
+		if err == nil && (most != 0 || used != 0) {
+			err = fmt.Errorf("project %d is left with a limit of %d and %d in use", p, most, used)
 		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
@@ -159,8 +169,11 @@ func sandbox(c *cluster.Cluster, task string) (string, error) {
 		work = "work/agent"
 	}
 	found, err := filepath.Glob(filepath.Join(c.Dir, work, "slaves", "*", "frameworks", "*", "executors", task, "runs", "latest"))
-	if err != nil || len(found) != 1 {
-		return "", fmt.Errorf("sandbox of task %s: %v, %v", task, found, err)
+	if err != nil {
+		return "", err
+	}
+	if len(found) != 1 {
+		return "", fmt.Errorf("sandbox of task %s: found %v", task, found)
 	}
 	return filepath.EvalSymlinks(found[0])
 }
@@ -238,8 +251,12 @@ func projectsHold(ctx context.Context, c *cluster.Cluster) error {
 		if projects[name], err = projectOf(dirs[name]); err != nil {
 			return err
 		}
-		if most, _, err := quota(c.Dir, projects[name]); err != nil || most != 5<<20 {
-			return fmt.Errorf("task %s has project %d with a limit of %d, %v; want 5 MB", name, projects[name], most, err)
+		most, _, err := quota(c.Dir, projects[name])
+		if err != nil {
+			return err
+		}
+		if most != 5<<20 {
+			return fmt.Errorf("task %s has project %d with a limit of %d, want 5 MB", name, projects[name], most)
 		}
 	}
 	if projects["one"] == projects["two"] || min(projects["one"], projects["two"]) != firstProject {
@@ -295,8 +312,8 @@ func projectsHold(ctx context.Context, c *cluster.Cluster) error {
 		return err
 	}
 	for _, name := range []string{"one", "two"} {
-		if now, err := projectOf(dirs[name]); err != nil || now != projects[name] {
-			return fmt.Errorf("after the restarts task %s has project %d, %v; want %d", name, now, err, projects[name])
+		if err := hasProject(dirs[name], projects[name]); err != nil {
+			return fmt.Errorf("after the restarts: %w", err)
 		}
 		if err := try(name); err != nil {
 			return fmt.Errorf("after the restarts: %w", err)
@@ -328,8 +345,8 @@ func projectsHold(ctx context.Context, c *cluster.Cluster) error {
 	if err != nil {
 		return err
 	}
-	if st, err := os.Stat(filepath.Join(dirs["one"], "big")); err != nil || st.Size() == 0 {
-		return fmt.Errorf("what the killed task wrote is gone: %v, %v", st, err)
+	if _, err := os.Stat(filepath.Join(dirs["one"], "big")); err != nil {
+		return fmt.Errorf("what the killed task wrote is gone: %w", err)
 	}
 	if err := runs(ctx, f, map[string]string{"five": "sleep 1000"}); err != nil {
 		return err
@@ -338,8 +355,8 @@ func projectsHold(ctx context.Context, c *cluster.Cluster) error {
 	if err != nil {
 		return err
 	}
-	if now, err := projectOf(dir); err != nil || now != projects["one"] {
-		return fmt.Errorf("the next task has project %d, %v; want %d, which the killed one had", now, err, projects["one"])
+	if err := hasProject(dir, projects["one"]); err != nil {
+		return fmt.Errorf("after the end of the killed task: %w", err)
 	}
 	return f.Teardown(ctx)
 }
@@ -368,8 +385,11 @@ func diskStatistics(ctx context.Context, c *cluster.Cluster) error {
 // killModule kills the process of a module and waits until there is another.
 func killModule(ctx context.Context, name string) error {
 	old, err := modulePids(name)
-	if err != nil || len(old) != 1 {
-		return fmt.Errorf("processes of module %s: %v, %v", name, old, err)
+	if err != nil {
+		return err
+	}
+	if len(old) != 1 {
+		return fmt.Errorf("processes of module %s: %v, want one", name, old)
 	}
 	if err := syscall.Kill(old[0], syscall.SIGKILL); err != nil {
 		return err
