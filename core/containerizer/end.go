@@ -147,7 +147,7 @@ func (c *Containerizer) dismantle(ctx context.Context, ct *container) error {
 	clean, cancel := context.WithTimeout(ctx, cleanupTimeout)
 	err = c.cleanup(clean, ct)
 	cancel()
-	if c.cfg.Images != nil && hasImage(ct.spec) {
+	if c.cfg.Images != nil && usesImages(ct.spec) {
 		err = errors.Join(err, c.cfg.Images.Remove(ctx, ct.id))
 	}
 	return errors.Join(err, c.unstage(ct.id))

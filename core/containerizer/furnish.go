@@ -33,7 +33,12 @@ func (c *Containerizer) furnish(ctx context.Context, ct *container) (launcher.Us
 		}
 	}
 	if !hasImage(ct.spec) {
-		return who, c.fill(ctx, ct, ct.spec, "", &who)
+		if err := c.fill(ctx, ct, ct.spec, "", &who); err != nil || !usesImages(ct.spec) {
+			return who, err
+		}
+		ctx, cancel := context.WithTimeout(ctx, provisionTimeout)
+		defer cancel()
+		return who, c.provideVolumes(ctx, ct)
 	}
 	if c.cfg.Images == nil {
 		return who, fmt.Errorf("image %s: this agent has no image provisioner", cmp.Or(ct.spec.GetLocalImage(), imageLabel(askedImage(ct.spec))))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
+	"slices"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 	containerv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mosaic/container/v1"
@@ -55,29 +56,35 @@ func (c *Containerizer) provide(ctx context.Context, ct *container) (rootfs stri
 			return "", nil, fmt.Errorf("image %s: %w", name, err)
 		}
 	}
+	return rootfs, config, c.provideVolumes(ctx, ct)
+}
+
+// provideVolumes makes the files of a container's volumes that are images.
+func (c *Containerizer) provideVolumes(ctx context.Context, ct *container) error {
+	named, pulls := c.cfg.Images.(NamedImages)
 	for n, v := range ct.spec.GetContainerInfo().GetVolumes() {
 		if v.GetImage() == nil {
 			continue
 		}
 		if !pulls {
-			return "", nil, fmt.Errorf("volume at %s: image %s: this agent has no images by name", v.GetContainerPath(), imageLabel(v.GetImage()))
+			return fmt.Errorf("volume at %s: image %s: this agent has no images by name", v.GetContainerPath(), imageLabel(v.GetImage()))
 		}
 		where, err := named.ProvisionVolume(ctx, ct.id, fmt.Sprintf("v%d", n), v.GetImage(), v.GetMode() == mesosv1.Volume_RO)
 		if err != nil {
-			return "", nil, fmt.Errorf("volume at %s: image %s: %w", v.GetContainerPath(), imageLabel(v.GetImage()), err)
+			return fmt.Errorf("volume at %s: image %s: %w", v.GetContainerPath(), imageLabel(v.GetImage()), err)
 		}
 		if ct.imageVolumes == nil {
 			ct.imageVolumes = map[int]string{}
 		}
 		ct.imageVolumes[n] = where
 	}
-	return rootfs, config, nil
+	return nil
 }
 
 // showImages mounts a container's volumes that are images, which unmet would find missing otherwise.
-func (ct *container) showImages(merged *containerv1.Spec) error {
+func (c *Containerizer) showImages(ct *container, merged *containerv1.Spec) error {
 	for n, v := range ct.spec.GetContainerInfo().GetVolumes() {
-		source, ok := ct.imageVolumes[n]
+		source, ok := ct.imageVolumes[n] // a folder always
 		if !ok {
 			continue
 		}
@@ -98,8 +105,18 @@ func (ct *container) showImages(merged *containerv1.Spec) error {
 		if v.GetMode() == mesosv1.Volume_RW {
 			mode = "rw"
 		}
+		if ct.spec.GetRootfs() == "" {
+			if err := c.placeOnHost(ct.spec, v.GetContainerPath(), true); err != nil {
+				return fmt.Errorf("volume at %s: %w", v.GetContainerPath(), err)
+			}
+		}
 		merged.Owners["mounts."+where] = agentOwner
 		merged.Merged.Mounts = append(merged.Merged.Mounts, &containerv1.Mount{Destination: where, Source: source, Type: "bind", Options: []string{"rbind", mode}})
 	}
 	return nil
+}
+
+// usesImages says whether a container has images, be it as its root filesystem or as volumes.
+func usesImages(spec *containerv1.Container) bool {
+	return hasImage(spec) || slices.ContainsFunc(spec.GetContainerInfo().GetVolumes(), func(v *mesosv1.Volume) bool { return v.GetImage() != nil })
 }

@@ -100,7 +100,7 @@ func (c *Containerizer) Launch(ctx context.Context, want *containerv1.Container)
 			return 0, err
 		}
 	}
-	if err := ct.showImages(spec); err != nil {
+	if err := c.showImages(ct, spec); err != nil {
 		return 0, err
 	}
 	if err := unmet(ct.spec, spec); err != nil {

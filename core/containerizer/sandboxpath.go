@@ -132,15 +132,15 @@ func (c *Containerizer) showSandboxPath(ct *container, outer *containerv1.Contai
 	if first := spec.Owners["mounts."+where]; first != "" {
 		return fmt.Errorf("%s mounts something there, too", first)
 	}
-	if ct.spec.GetRootfs() == "" {
-		// Seen by the container is the host's file system, in which the launcher would make the missing place.
-		if err := c.placeOnHost(ct.spec, v, source); err != nil {
-			return err
-		}
-	}
 	info, err := source.Stat()
 	if err != nil {
 		return err
+	}
+	if ct.spec.GetRootfs() == "" {
+		// Seen by the container is the host's file system, in which the launcher would make the missing place.
+		if err := c.placeOnHost(ct.spec, v.inside, info.IsDir()); err != nil {
+			return err
+		}
 	}
 	tree, err := treeAt(source)
 	if err != nil {
@@ -251,19 +251,16 @@ func (c *Containerizer) linkInto(spec *containerv1.Container, name, target strin
 }
 
 // placeOnHost sees to it that there is something to mount on. Below the sandbox it is made; anywhere else on the host
-// nothing is.
-func (c *Containerizer) placeOnHost(spec *containerv1.Container, v sandboxVolume, source *os.File) error {
-	info, err := source.Stat()
-	if err != nil {
-		return err
-	}
-	if filepath.IsAbs(v.inside) {
-		place, err := os.Stat(v.inside)
+// nothing is. What is in a sandbox may be a link of an archive that was fetched: one that leads out of it is no place.
+func (c *Containerizer) placeOnHost(spec *containerv1.Container, inside string, folder bool) error {
+	wrong := errors.New("one is a folder, the other is not")
+	if filepath.IsAbs(inside) {
+		place, err := os.Stat(inside)
 		if err != nil {
 			return fmt.Errorf("a container without image takes a place that is there: %w", err)
 		}
-		if place.IsDir() != info.IsDir() {
-			return errors.New("one is a folder, the other is not")
+		if place.IsDir() != folder {
+			return wrong
 		}
 		return nil
 	}
@@ -272,18 +269,31 @@ func (c *Containerizer) placeOnHost(spec *containerv1.Container, v sandboxVolume
 		return err
 	}
 	defer sandbox.Close()
-	name := path.Clean(v.inside)
-	if info.IsDir() {
-		return makeBelow(sandbox, name)
+	name := path.Clean(inside)
+	parent := name
+	if !folder {
+		parent = path.Dir(name)
 	}
-	if parent := path.Dir(name); parent != "." {
+	if parent != "." {
 		if err := makeBelow(sandbox, parent); err != nil {
 			return err
 		}
 	}
-	f, err := sandbox.OpenFile(name, os.O_CREATE|os.O_WRONLY, 0o644)
+	if !folder {
+		f, err := sandbox.OpenFile(name, os.O_CREATE|os.O_WRONLY|unix.O_NONBLOCK, 0o644)
+		if err != nil {
+			return err
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	place, err := sandbox.Stat(name)
 	if err != nil {
 		return err
 	}
-	return f.Close()
+	if place.IsDir() != folder {
+		return wrong
+	}
+	return nil
 }

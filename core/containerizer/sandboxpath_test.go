@@ -217,3 +217,46 @@ func TestMountsOfContainersThatAreGoneAreTakenAway(t *testing.T) {
 		t.Errorf("what was mounted: %v, want it untouched", err)
 	}
 }
+
+// TestAPlaceThatLeadsOutOfTheSandboxIsNone: an archive that was fetched may have put a link there, and what is mounted
+// for a container without image is mounted on the files of the machine as it sees them.
+func TestAPlaceThatLeadsOutOfTheSandboxIsNone(t *testing.T) {
+	dir := t.TempDir()
+	c, _ := startAgent(t, newMachine(t), dir)
+	spec := testContainer(t, "c")
+	if err := os.MkdirAll(spec.Sandbox, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	outside := t.TempDir()
+	if err := os.WriteFile(filepath.Join(outside, "file"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, target := range map[string]string{
+		"out": outside, "deep/out": outside, "file": filepath.Join(outside, "file"), "up": "../../..", "in": "folder", "loop": "loop",
+	} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(spec.Sandbox, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(target, filepath.Join(spec.Sandbox, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(spec.Sandbox, "folder"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		inside     string
+		folder, ok bool
+	}{
+		{"out", true, false}, {"deep/out", true, false}, {"out/below", true, false}, {"file", false, false}, {"up", true, false}, {"loop", true, false},
+		{"in", true, true}, {"in", false, false}, {"new", true, true}, {"fresh/file", false, true}, {"/etc", true, true}, {"/etc", false, false},
+		{"/no/such/place", true, false},
+	} {
+		if err := c.placeOnHost(spec, test.inside, test.folder); (err == nil) != test.ok {
+			t.Errorf("placeOnHost(%q, folder %v) = %v, want success %v", test.inside, test.folder, err, test.ok)
+		}
+	}
+	if left, err := os.ReadDir(outside); err != nil || len(left) != 1 {
+		t.Errorf("where the links lead: %v, %v; want the one file", left, err)
+	}
+}

@@ -219,6 +219,7 @@ func (c *churn) plain(o *mesosv1.Offer, id, docker string, linked *mesosv1.Resou
 		hostVolume(c.f.machine, "machine", ro, mesosv1.MountPropagation_UNKNOWN),
 		sandboxVolume(mesosv1.Volume_Source_SandboxPath_SELF, "other", "own", ro),
 		secretVolume("secret", secretNamed("referred")),
+		imageVolume(c.f.image, "image"),
 		c.f.plugin.volume(docker, "docker", rw),
 	}}
 	if linked != nil {

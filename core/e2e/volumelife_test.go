@@ -70,11 +70,13 @@ func signOn(ctx context.Context, t *testing.T) *crew {
 		return task
 	}
 	plain := inTask(cluster.Task(o, "plain", 0.1, 32, waits("plain", "linked/file", "docker/file", "machine/of-plain", "own/file")))
+	*plain.Command.Value = `test "$(cat image/www/index.html) $(cat secret)" = "` + strings.TrimSpace(registryPage) + ` referred" && ! echo x 2>/dev/null >image/x && ` + *plain.Command.Value
 	plain.Container = &mesosv1.ContainerInfo{Type: mesosv1.ContainerInfo_MESOS.Enum(), Volumes: []*mesosv1.Volume{
 		hostVolume(w.machine, "machine", rw, mesosv1.MountPropagation_HOST_TO_CONTAINER),
 		sandboxVolume(mesosv1.Volume_Source_SandboxPath_SELF, "other", "own", rw),
 		sandboxVolume(mesosv1.Volume_Source_SandboxPath_SELF, "other", "read", ro),
 		secretVolume("secret", secretNamed("referred")),
+		imageVolume(f.image, "image"),
 		f.plugin.volume("common", "docker", rw),
 	}}
 	image := inTask(imageTask(o, "image", f.image, waits("image", "linked/file", "/docker/file", "/machine/of-image")))
