@@ -68,7 +68,7 @@ func hold(conn int) error {
 }
 
 func before(st *wire.Stage) error {
-	if st.Root != nil {
+	if guarded(st) {
 		// What others in namespaces that are joined could do to this process as long as it is the agent's.
 		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 			return fail("become undumpable", err)
@@ -120,6 +120,10 @@ func before(st *wire.Stage) error {
 	}
 	return protect(st.Root)
 }
+
+// guarded says whether this process comes where others are, or where others have put the files: to them it must neither be
+// of use, nor be led back out.
+func guarded(st *wire.Stage) bool { return st.Root != nil || len(st.Joins) > 0 }
 
 // tune writes settings of the kernel for this process and its namespaces.
 func tune(st *wire.Stage) error {
@@ -212,7 +216,7 @@ func after(conn int, st *wire.Stage) (int, error) {
 			return 1, fail("enter "+st.Dir, err)
 		}
 	}
-	if st.Root != nil {
+	if guarded(st) {
 		if err := inside(); err != nil {
 			return 1, fail("enter "+st.Dir, err)
 		}

@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -226,11 +227,12 @@ func (c *container) openFiles() ([]int, error) {
 }
 
 // openLog opens a file to append to, and makes it for uid and gid when it is missing. The folder
-// may belong to the container's user, who may have put anything there: no link is followed. The descriptor does not
+// may belong to the container's user, who may have put anything there: no link is followed, and nothing but a file or a
+// named pipe is opened, least of all a device, which the container may make but not open. The descriptor does not
 // block; a regular file does not care.
 func openLog(name string, uid, gid int) (int, error) {
-	const flags = syscall.O_WRONLY | syscall.O_APPEND | syscall.O_CLOEXEC | syscall.O_NOFOLLOW | syscall.O_NONBLOCK
-	fd, err := syscall.Open(name, flags|syscall.O_CREAT|syscall.O_EXCL, 0o644)
+	const flags = syscall.O_WRONLY | syscall.O_APPEND | syscall.O_CLOEXEC | syscall.O_NONBLOCK
+	fd, err := syscall.Open(name, flags|syscall.O_NOFOLLOW|syscall.O_CREAT|syscall.O_EXCL, 0o644)
 	if err == nil {
 		if syscall.Geteuid() == 0 {
 			if err := syscall.Fchown(fd, uid, gid); err != nil {
@@ -243,11 +245,28 @@ func openLog(name string, uid, gid int) (int, error) {
 	if err != syscall.EEXIST {
 		return -1, err
 	}
-	fd, err = syscall.Open(name, flags, 0)
+	at, err := syscall.Open(name, unix.O_PATH|syscall.O_CLOEXEC|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer syscall.Close(at)
+	var info syscall.Stat_t
+	if err := syscall.Fstat(at, &info); err != nil {
+		return -1, err
+	}
+	switch info.Mode & syscall.S_IFMT {
+	case syscall.S_IFREG, syscall.S_IFIFO:
+	case syscall.S_IFLNK:
+		return -1, syscall.ELOOP
+	default:
+		return -1, syscall.EPERM
+	}
+	same := "/proc/self/fd/" + strconv.Itoa(at)
+	fd, err = syscall.Open(same, flags, 0)
 	if err == syscall.ENXIO {
 		// A named pipe that nobody reads yet. Opened for both it does not block, and a reader that
 		// comes and goes does not kill the container.
-		fd, err = syscall.Open(name, flags&^syscall.O_WRONLY|syscall.O_RDWR, 0)
+		fd, err = syscall.Open(same, flags&^syscall.O_WRONLY|syscall.O_RDWR, 0)
 	}
 	if err != nil {
 		return -1, err
