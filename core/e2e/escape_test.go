@@ -126,6 +126,56 @@ done 2>/dev/null; done 2>/dev/null`
 		}
 	})
 
+	t.Run("a folder that was left open, for who enters", func(t *testing.T) {
+		const line = `busybox mkdir /at; echo ready; until [ -e /swap ]; do sleep 0.1; done; exec sleep 1000`
+		id := strings.TrimSpace(mosaic(t, c, 0, "run", "--detach", "--image", image, "--workdir", "/at", "--mem", "64", "--shell", "--", line).Stdout)
+		enter := func(line string) cluster.Result {
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			r, err := c.Mosaic(ctx, "task", "exec", id, "--", "/bin/sh", "-c", line)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return r
+		}
+		for fd := 3; fd < 20; fd++ {
+			// It enters by a folder that it can still be in, and makes the next one enter by a link.
+			if r := enter(fmt.Sprintf("cd /; busybox rm -rf /at; ln -s /proc/self/fd/%d /at 2>/dev/null || busybox ln -s /proc/self/fd/%d /at", fd, fd)); r.Code != 0 {
+				t.Fatalf("descriptor %d: %q", fd, r.Stderr)
+			}
+			r := enter("busybox pwd -P; busybox ls ../../../../../../../../../../tmp ..; busybox rm -f /at; busybox mkdir /at")
+			if strings.Contains(r.Stdout, filepath.Base(c.Dir)) || strings.Contains(r.Stdout, "unreachable") {
+				t.Errorf("descriptor %d leads who enters to the machine: %s", fd, r.Stdout)
+			}
+			if r.Code != 0 { // refused: nobody can enter any more to put the folder back
+				mosaic(t, c, 0, "task", "kill", id)
+				id = strings.TrimSpace(mosaic(t, c, 0, "run", "--detach", "--image", image, "--workdir", "/at", "--mem", "64", "--shell", "--", line).Stdout)
+			}
+		}
+		mosaic(t, c, 0, "task", "kill", id)
+	})
+
+	t.Run("the runtime as an interpreter", func(t *testing.T) {
+		const script = "printf '#!/proc/self/exe\\n' >/script; busybox chmod 755 /script"
+		id := strings.TrimSpace(mosaic(t, c, 0, "run", "--detach", "--image", image, "--workdir", "/", "--mem", "64", "--shell", "--",
+			script+"; busybox cp /script /bin/other; sleep 1000").Stdout)
+		eventually(t, "the script", 10*time.Second, func() bool {
+			r, err := c.Mosaic(t.Context(), "task", "exec", id, "--", "/bin/ls", "/bin/other")
+			return err == nil && r.Code == 0
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		r, err := c.Mosaic(ctx, "task", "exec", id, "--", "/bin/other")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Code == 0 {
+			t.Errorf("the program that enters ran as an interpreter: %q", r.Stdout)
+		}
+		mosaic(t, c, 0, "task", "kill", id)
+		unchanged(t)
+	})
+
 	t.Run("a place of a volume that leads out of the image", func(t *testing.T) {
 		volume, name := t.TempDir(), "mosaic-e2e-"+filepath.Base(c.Dir)
 		if err := os.WriteFile(filepath.Join(volume, "inside"), nil, 0o644); err != nil {
