@@ -15,6 +15,7 @@ import (
 	"time"
 
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
+	"github.com/mosaic-cluster/mosaic/sdk/resources"
 
 	"github.com/mosaic-cluster/mosaic/core/e2e/cluster"
 )
@@ -104,6 +105,16 @@ func (b *bench) one(f *cluster.Framework, id string, command *mesosv1.CommandInf
 	}
 	task := cluster.Task(o, id, 0.1, 32, command)
 	task.Container = info
+	for _, n := range info.GetNetworkInfos() {
+		for _, m := range n.GetPortMappings() { // who publishes a port takes it from the offer
+			port := resources.New(o.GetResources()...).Ranges("ports").Value().GetRange()[0].GetBegin()
+			m.HostPort = new(uint32(port))
+			task.Resources = append(task.Resources, &mesosv1.Resource{
+				Name: new("ports"), Type: mesosv1.Value_RANGES.Enum(), AllocationInfo: o.GetAllocationInfo(),
+				Ranges: &mesosv1.Value_Ranges{Range: []*mesosv1.Value_Range{{Begin: &port, End: &port}}},
+			})
+		}
+	}
 	t := time.Now()
 	if err := f.Launch(b.ctx, o, task); err != nil {
 		return 0, cluster.Update{}, err
