@@ -45,12 +45,12 @@ func (c *Containerizer) makeSandbox(spec *containerv1.Container, user launcher.U
 	}
 	defer dir.Close()
 	for _, name := range []string{"stdout", "stderr"} {
-		f, err := unix.Openat(int(dir.Fd()), name, unix.O_CREAT|unix.O_WRONLY|unix.O_APPEND|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0o644)
+		f, err := logFile(dir, name)
 		if err != nil {
 			return &os.PathError{Op: "create", Path: filepath.Join(spec.GetSandbox(), name), Err: err}
 		}
 		if c.cfg.SwitchUser {
-			err = unix.Fchown(f, int(user.UID), int(user.GID))
+			err = unix.Fchownat(f, "", int(user.UID), int(user.GID), unix.AT_EMPTY_PATH)
 		}
 		unix.Close(f)
 		if err != nil {
@@ -61,6 +61,27 @@ func (c *Containerizer) makeSandbox(spec *containerv1.Container, user launcher.U
 		return dir.Chown(int(user.UID), int(user.GID))
 	}
 	return nil
+}
+
+// logFile makes a file for output in a sandbox, unless it is there, and returns it. Of what is there, which in the sandbox
+// of a nested container may be the parent's doing, nothing is opened: some devices do things when they are.
+func logFile(dir *os.File, name string) (int, error) {
+	f, err := unix.Openat(int(dir.Fd()), name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
+	if err != unix.EEXIST {
+		return f, err
+	}
+	if f, err = unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {
+		return -1, err
+	}
+	var info unix.Stat_t
+	if err = unix.Fstat(f, &info); err == nil && info.Mode&unix.S_IFMT != unix.S_IFREG {
+		err = errors.New("there is something else of that name, want a file")
+	}
+	if err != nil {
+		unix.Close(f)
+		return -1, err
+	}
+	return f, nil
 }
 
 // openOuter opens the sandbox of the root container that a container is nested in, and says where in it the container's
