@@ -315,10 +315,12 @@ func TestAgentsDoNotStartWithGPUsThatAreNotThere(t *testing.T) {
 func TestTasksOfAGroupShareTheirGPUs(t *testing.T) {
 	m := gpuStub(t, 3, 0)
 	c := start(t, cluster.Options{Composition: m.composition(""), Resources: "cpus:4;mem:2048;disk:1024;gpus:2"})
-	group := filepath.Join(t.TempDir(), "group.yaml")
-	line := m.opens(filepath.Join(m.root, "dev"), 3)
+	met := t.TempDir()
+	group := filepath.Join(met, "group.yaml")
 	text := "tasks:\n"
 	for name, gpus := range map[string]int{"one": 1, "two": 1} {
+		// When a task ends the executor gives back as many GPUs as it had, so each waits for the other.
+		line := fmt.Sprintf("%s; touch %s/%s; until [ -e %[2]s/one ] && [ -e %[2]s/two ]; do sleep 0.05; done", m.opens(filepath.Join(m.root, "dev"), 3), met, name)
 		text += fmt.Sprintf("  - name: %s\n    command: {value: %q}\n    resources:\n      - {name: cpus, type: SCALAR, scalar: {value: 0.1}}\n      - {name: mem, type: SCALAR, scalar: {value: 32}}\n      - {name: gpus, type: SCALAR, scalar: {value: %d}}\n",
 			name, line, gpus)
 	}
