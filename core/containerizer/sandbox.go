@@ -67,7 +67,7 @@ func (c *Containerizer) makeSandbox(spec *containerv1.Container, user launcher.U
 // of a nested container may be the parent's doing, nothing is opened: some devices do things when they are.
 func logFile(dir *os.File, name string) (int, error) {
 	f, err := unix.Openat(int(dir.Fd()), name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
-	if err != unix.EEXIST {
+	if !errors.Is(err, unix.EEXIST) {
 		return f, err
 	}
 	if f, err = unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {

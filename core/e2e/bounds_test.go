@@ -238,3 +238,63 @@ func TestAContainerSeesWhatTheRuntimeShowsByDefaultAndNoMore(t *testing.T) {
 		}
 	}
 }
+
+func TestOperatorsAndFrameworksSayWhatCapabilitiesImagesHave(t *testing.T) {
+	needRoot(t)
+	c := start(t, cluster.Options{Composition: "isolator \"cgroups\" {}\nisolator \"linux\" {\n  config {\n" +
+		"    bounding_capabilities = [\"CHOWN\", \"NET_RAW\", \"SYS_TIME\"]\n  }\n}\n"})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	root := busyboxRoot(t)
+	f := checkFramework(ctx, t, c)
+	offer, err := f.Offer(ctx, 1, 512)
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := func(list ...mesosv1.CapabilityInfo_Capability) *mesosv1.CapabilityInfo {
+		return &mesosv1.CapabilityInfo{Capabilities: list}
+	}
+	const chown, netRaw, sysTime = 1 << 0, 1 << 13, 1 << 25
+	var tasks []*mesosv1.TaskInfo
+	var ids []string
+	wants := map[string][2]uint64{} // effective and bounding
+	for _, test := range []struct {
+		id, user string
+		asked    *mesosv1.LinuxInfo
+		want     [2]uint64
+	}{
+		{"unasked", "root", nil, [2]uint64{chown | netRaw, chown | netRaw}},
+		{"another", "65534", nil, [2]uint64{0, chown | netRaw}},
+		{"fewer", "root", &mesosv1.LinuxInfo{BoundingCapabilities: named(mesosv1.CapabilityInfo_CHOWN)}, [2]uint64{chown, chown}},
+		{"more", "65534", &mesosv1.LinuxInfo{EffectiveCapabilities: named(mesosv1.CapabilityInfo_SYS_TIME)}, [2]uint64{sysTime, chown | netRaw | sysTime}},
+		{"beyond", "root", &mesosv1.LinuxInfo{EffectiveCapabilities: named(mesosv1.CapabilityInfo_SYS_ADMIN)}, [2]uint64{}},
+	} {
+		task := cluster.Task(offer, test.id, 0.1, 64, cluster.Shell("cat /proc/self/status"))
+		imageOf(task, root)
+		task.Container.LinuxInfo, task.Command.User = test.asked, &test.user
+		tasks, ids = append(tasks, task), append(ids, test.id)
+		wants[test.id] = test.want
+	}
+	if err := f.Launch(ctx, offer, tasks...); err != nil {
+		t.Fatal(err)
+	}
+	ended, err := f.State(ctx, ids, mesosv1.TaskState_TASK_FINISHED, mesosv1.TaskState_TASK_FAILED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range ids {
+		s := ended[id].Status
+		if id == "beyond" {
+			if s.GetState() != mesosv1.TaskState_TASK_FAILED || !strings.Contains(s.GetMessage(), "CAP_SYS_ADMIN, which the operator does not allow") {
+				t.Errorf("%s: %s: %s; want it refused by its name", id, s.GetState(), s.GetMessage())
+			}
+			continue
+		}
+		out := mosaic(t, c, 0, "task", "logs", id).Stdout
+		for n, set := range []string{"CapEff", "CapBnd"} {
+			if want := fmt.Sprintf("%s:\t%016x\n", set, wants[id][n]); !strings.Contains(out, want) {
+				t.Errorf("%s: %s %s: its status is\n%s\nwant %s", id, s.GetState(), s.GetMessage(), out, want)
+			}
+		}
+	}
+}

@@ -29,6 +29,8 @@ func TestAWrongCompositionIsRefusedWithTheFileAndLine(t *testing.T) {
 		{"missing binary", "isolator \"acme\" {\n  command = \"/opt/acme/no-such-binary\"\n}\n",
 			[]string{"agent.hcl:", "/opt/acme/no-such-binary"}, false},
 		{"twice the same", "isolator \"cgroups\" {}\nisolator \"cgroups\" {}\n", []string{"agent.hcl:2", "cgroups"}, true},
+		{"a capability beyond the bound", "isolator \"linux\" {\n  config {\n    bounding_capabilities = [\"CHOWN\"]\n    image_capabilities = [\"SYS_ADMIN\"]\n  }\n}\n",
+			[]string{"agent.hcl:4", "image_capabilities", "CAP_SYS_ADMIN"}, false},
 		{"syntax", "isolator \"cgroups\" {\n", []string{"agent.hcl:"}, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
