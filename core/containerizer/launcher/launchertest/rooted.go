@@ -58,6 +58,7 @@ func Rooted(t *testing.T, with func(t testing.TB, e *Env) launcher.Launcher) {
 		{"MissingSourceOfAMountIsAnError", missingSource},
 		{"MissingCommandIsAnError", missingCommandOfAnImage},
 		{"LinksInAnImageLeadNoMountOutOfIt", linksLeadNowhere},
+		{"WhatALinkLeadsToIsMade", linksLeadToWhatIsMade},
 		{"NothingIsMountedInProc", nothingInProc},
 		{"MountPointsAndWorkingDirectoryAreMade", placesAreMade},
 		{"ReadOnlyRootHasWritableMounts", readOnlyRoot},
@@ -207,6 +208,36 @@ func linksLeadNowhere(t *testing.T, e *Env, l launcher.Launcher) {
 	again.Proposal.Mounts = []*containerv1.Mount{{Destination: "/up", Source: "proc", Type: "proc"}}
 	if h, err := l.Create(Context(t), again); err == nil {
 		t.Error("what tells of processes was mounted through a link, want a refusal")
+		_ = h.Destroy(Context(t))
+	}
+}
+
+// linksLeadToWhatIsMade: places below links that lead to nothing yet, as images have them.
+func linksLeadToWhatIsMade(t *testing.T, e *Env, l launcher.Launcher) {
+	volume := filepath.Join(e.Dir, "volume")
+	if err := os.Mkdir(volume, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r := inImage(t, e, "ls -d /run/place /srv/far/place; readlink /var/run; readlink /tmp/relative")
+	if err := os.Mkdir(filepath.Join(r.Container.Rootfs, "var"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, to := range map[string]string{"var/run": "/run/", "tmp/relative": "../srv/far", "loop": "/loop"} {
+		if err := os.Symlink(to, filepath.Join(r.Container.Rootfs, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.Proposal.Mounts = []*containerv1.Mount{
+		{Destination: "/var/run/place", Source: volume, Type: "bind"}, {Destination: "/tmp/relative/place", Source: volume, Type: "bind"},
+	}
+	if status, out := Run(t, l, r); status != 0 || out != "/run/place\n/srv/far/place\n/run/\n../srv/far\n" {
+		t.Errorf("ended with %#x and %q, want volumes where the links lead", status, out)
+	}
+	again := e.Request("true")
+	again.Container.Rootfs = r.Container.Rootfs
+	again.Proposal.Mounts = []*containerv1.Mount{{Destination: "/loop/place", Source: volume, Type: "bind"}}
+	if h, err := l.Create(Context(t), again); err == nil {
+		t.Error("a link to itself was followed to an end")
 		_ = h.Destroy(Context(t))
 	}
 }

@@ -267,31 +267,59 @@ func place(root int, m *wire.Mount, tree int, folder bool) error {
 	return moveMount(tree, dst, "")
 }
 
-// openPlace opens a place below the root, made when missing, as a folder or an empty file.
+// maxLinks is how many links that lead to nothing yet are followed for one place, as many as the kernel follows of others.
+const maxLinks = 40
+
+// openPlace opens a place below the root, made when missing, as a folder or an empty file. Where a link leads to nothing
+// yet, as /var/run of some images, what it leads to is made.
 func openPlace(root int, path string, folder bool, resolve uint64) (int, error) {
+	return openPlaceBy(root, path, folder, resolve, maxLinks)
+}
+
+func openPlaceBy(root int, path string, folder bool, resolve uint64, links int) (int, error) {
 	fd, err := openBelow(root, path, 0, resolve)
 	if err != syscall.ENOENT {
 		return fd, err
 	}
-	dir, name, err := openParent(root, path, resolve)
+	dir, name, err := openParent(root, path, resolve, links)
 	if err != nil {
 		return -1, err
 	}
 	defer syscall.Close(dir)
+	if to, ok := linkAt(dir, name); ok && resolve&unix.RESOLVE_NO_SYMLINKS == 0 {
+		if links == 0 {
+			return -1, syscall.ELOOP
+		}
+		if to[0] != '/' {
+			to = path[:strings.LastIndexByte(path, '/')+1] + to
+		}
+		return openPlaceBy(root, to, folder, resolve, links-1)
+	}
 	if folder {
 		err = unix.Mkdirat(dir, name, 0o755)
 	} else {
 		err = unix.Mknodat(dir, name, syscall.S_IFREG|0o644, 0)
 	}
-	// There by now: a link that leads nowhere is not followed, and stays an error.
+	// There by now: if it is a link it is not followed, and stays an error.
 	if err != nil && err != syscall.EEXIST {
 		return -1, err
 	}
 	return unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 }
 
+// linkAt reads a link, without what ends its path in vain; false for what is none, or leads nowhere.
+func linkAt(dir int, name string) (string, bool) {
+	var b [syscall.PathMax]byte
+	n, err := unix.Readlinkat(dir, name, b[:])
+	if err != nil || n == len(b) {
+		return "", false
+	}
+	to := strings.TrimRight(string(b[:n]), "/")
+	return to, to != ""
+}
+
 // openParent opens the folder around a place below the root, made when missing, and says the last name.
-func openParent(root int, path string, resolve uint64) (dir int, name string, err error) {
+func openParent(root int, path string, resolve uint64, links int) (dir int, name string, err error) {
 	at := strings.LastIndexByte(path, '/')
 	outer, name := path[:at], path[at+1:]
 	if name == "" {
@@ -302,7 +330,7 @@ func openParent(root int, path string, resolve uint64) (dir int, name string, er
 	}
 	dir, err = openBelow(root, outer, unix.O_DIRECTORY, resolve)
 	if err == syscall.ENOENT {
-		dir, err = openPlace(root, outer, true, resolve)
+		dir, err = openPlaceBy(root, outer, true, resolve, links)
 	}
 	return dir, name, err
 }
@@ -320,7 +348,7 @@ func openBelow(root int, path string, flags, resolve uint64) (int, error) {
 
 // makeNode makes a device. What was there under that name goes, unless it is a folder.
 func makeNode(root int, d *wire.Device) error {
-	dir, name, err := openParent(root, d.Path, 0)
+	dir, name, err := openParent(root, d.Path, 0, maxLinks)
 	if err != nil {
 		return err
 	}
