@@ -22,7 +22,7 @@ import (
 
 	"github.com/mosaic-cluster/mosaic/core/e2e/cluster"
 	"github.com/mosaic-cluster/mosaic/sdk/operator"
-	agentv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/agent"
+	masterv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1/master"
 )
 
 // withVolume gives a task a folder of the machine as /data.
@@ -66,9 +66,9 @@ func standBy(ctx context.Context, t *testing.T, c *cluster.Cluster, f *furniture
 	b := &bystander{Framework: subscribeShared(ctx, t, c.Master, bystanderID, "calm"), f: f, port: freePort(t)}
 	// The first word of the resource estimator changes what the agent has, and takes back what was offered before.
 	eventually(t, "what the estimator lends", 20*time.Second, func() bool {
-		resp, err := operator.NewAgent(c.Agent).Call(ctx, &agentv1.Call{Type: agentv1.Call_GET_METRICS.Enum(), GetMetrics: &agentv1.Call_GetMetrics{}})
+		resp, err := operator.NewMaster(c.Master).Call(ctx, &masterv1.Call{Type: masterv1.Call_GET_METRICS.Enum(), GetMetrics: &masterv1.Call_GetMetrics{}})
 		return err == nil && slices.ContainsFunc(resp.GetGetMetrics().GetMetrics(), func(m *mesosv1.Metric) bool {
-			return m.GetName() == "slave/cpus_revocable_total" && m.GetValue() > 0
+			return m.GetName() == "master/cpus_revocable_total" && m.GetValue() > 0
 		})
 	})
 	o, err := b.Offer(ctx, 0.2, 128)

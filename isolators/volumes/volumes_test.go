@@ -248,7 +248,8 @@ func holdWith(t *testing.T, mounts []*containerv1.Mount, unshare uintptr) *held 
 	}
 	script.WriteString("set +e\necho ready\nwhile read line; do eval \"$line\" 2>&1; echo \"end $?\"; done\n")
 	cmd := exec.Command("sh", "-c", script.String())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS &^ unshare, Unshareflags: unshare, Pdeathsig: syscall.SIGKILL}
+	// It ends with its input, not by Pdeathsig: that comes when the thread ends that started it, and the module ends threads.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS &^ unshare, Unshareflags: unshare}
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {

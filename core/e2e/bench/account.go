@@ -56,11 +56,17 @@ func move(group string) error {
 
 func exists(path string) bool { _, err := os.Stat(path); return err == nil }
 
-// close moves this program back. What it started has ended by now.
+// close moves this program back. What it started has been ended by now, and is given a moment to be gone.
 func (a *account) close() {
-	if a.own != "" {
-		_ = move(a.home)
-		_ = unix.Rmdir(a.own)
+	if a.own == "" {
+		return
+	}
+	_ = move(a.home)
+	for range 100 {
+		if unix.Rmdir(a.own) != unix.EBUSY {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
 }
 
