@@ -143,14 +143,14 @@ func wroteSoFar(t *testing.T, c *cluster.Cluster, executor string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range files {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(data)
+	if len(files) == 0 {
+		return ""
 	}
-	return ""
+	data, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
 }
 
 // written gives a program's output a file, and returns what reads it.
