@@ -257,7 +257,9 @@ func (h *Handle) recoverShim(ctx context.Context, lost *shim.Client) {
 	again, err := h.connect(ctx)
 	if err != nil {
 		again = nil
-		if !h.isDestroyed() && ctx.Err() == nil {
+		if e, ok := readExit(h.rec.RunDir); ok {
+			h.setEnd(e) // it wrote that down before it ended itself
+		} else if !h.isDestroyed() && ctx.Err() == nil {
 			h.opts.Log.Warn("container has lost its shim", "container", h.rec.ID, "pid", h.rec.Pid, "error", err)
 		}
 	}
