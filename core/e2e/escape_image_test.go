@@ -329,8 +329,9 @@ func TestALogThatATaskReplacesByADeviceIsNotOpened(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	f := checkFramework(ctx, t, c)
-	// The kernel's log: a container may make the node, and not open it. Were it opened for its check, that could write.
-	const script = `cd $MESOS_SANDBOX; for at in stdout stderr; do busybox rm -f $at; busybox mknod $at c 1 11; done; echo made >/made; exec sleep 1000`
+	// The kernel's log: a container may make the node, and not open it. Were it opened for its check, that could write. It is
+	// put there by its name, since a check that begins while there is nothing makes a file.
+	const script = `cd $MESOS_SANDBOX; for at in stdout stderr; do busybox mknod new c 1 11; busybox mv -f new $at; done; echo made >/made; exec sleep 1000`
 	launchOne(ctx, t, f, "task", script, func(task *mesosv1.TaskInfo) {
 		imageOf(task, busyboxRoot(t))
 		task.HealthCheck = &mesosv1.HealthCheck{
