@@ -10,7 +10,7 @@ plain=$(comm -23 <(echo "$all") <(echo "$race"))
 mkdir -p .tools/reports
 status=0
 # shellcheck disable=SC2086
-gotestsum --format pkgname-and-test-fails --jsonfile .tools/reports/plain.json -- -p 2 -timeout 15m $plain || status=1
+gotestsum --format pkgname-and-test-fails --jsonfile .tools/reports/plain.json -- -p 2 -timeout 20m $plain || status=1
 # shellcheck disable=SC2086
 gotestsum --format pkgname-and-test-fails --jsonfile .tools/reports/race.json -- -race -p 2 -timeout 15m $race || status=1
 exit $status

@@ -42,6 +42,7 @@ type runner struct {
 	tooSmall  int // offers that did not hold enough
 
 	pulling   *pullView        // of the image, once it is seen to be pulled
+	pulled    bool             // and there is nothing more to show of it
 	connected bool             // our terminal was connected with the task's, and prints its output
 	talk      chan error       // of the connection; nil before and after
 	endTalk   func()           // ends it
@@ -433,6 +434,7 @@ func (r *runner) update(ctx context.Context, status *mesosv1.TaskStatus) error {
 	if r.verbose {
 		fmt.Fprintln(r.err, "mosaic:", t.describe())
 	}
+	r.endPull(ctx)
 	r.findOutput(t)
 	r.begin(ctx, t)
 	if t.ended() {

@@ -14,9 +14,20 @@ const pullTimeout = time.Second
 // showPull shows how far the agent is with the image of a task that does not run yet. A pull that was over before anybody
 // could look is not shown.
 func (r *runner) showPull(ctx context.Context) {
-	if !r.launched || r.image == "" || r.all((*running).ran) {
-		return
+	if r.launched && r.image != "" && !r.all((*running).ran) {
+		r.tellPulls(ctx)
 	}
+}
+
+// endPull shows how the pull ended that was shown while it went on, once the tasks run or have ended.
+func (r *runner) endPull(ctx context.Context) {
+	if r.pulling != nil && !r.pulled && r.all((*running).ran) {
+		r.tellPulls(ctx)
+		r.pulled = true
+	}
+}
+
+func (r *runner) tellPulls(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, pullTimeout)
 	defer cancel()
 	pulls, err := operator.NewAgent(r.agent).Pulls(ctx)
