@@ -136,7 +136,7 @@ func (m *module) leave(l *life) {
 func (m *module) missed() {
 	if m.breaker.miss(time.Now()) {
 		m.host.metrics.tripped(m)
-		m.kick(kick{reason: "too many calls missed their deadline or had no valid answer"})
+		m.kick(kick{life: m.present(), reason: "too many calls missed their deadline or had no valid answer"})
 	}
 }
 

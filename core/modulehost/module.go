@@ -69,16 +69,17 @@ type module struct {
 	approvers *approverCache // authorizers
 	prepares  progressTable  // isolators: deadlines that progress can move
 
-	mu      sync.Mutex // guards what follows
-	state   State
-	reason  string
-	since   time.Time
-	changed chan struct{} // closed and replaced whenever life or state changes
-	life    *life         // nil unless it takes calls
-	pid     int           // of the running process, 0 without one
-	digest  string
-	desc    *modulev1.DescribeResponse // the last one known
-	service string                     // contract chosen
+	mu       sync.Mutex // guards what follows
+	state    State
+	reason   string
+	since    time.Time
+	changed  chan struct{} // closed and replaced whenever life or state changes
+	life     *life         // nil unless it takes calls
+	attended *life         // the one whose process runs; nil between two
+	pid      int           // of the running process, 0 without one
+	digest   string
+	desc     *modulev1.DescribeResponse // the last one known
+	service  string                     // contract chosen
 	// What the module found of the machine's resources, in any life; configured says that it was asked.
 	found      []*mesosv1.Resource
 	configured bool
@@ -89,6 +90,7 @@ type module struct {
 
 // kick asks the run loop to end the present life and begin another.
 type kick struct {
+	life   *life // the one that is to end; nil if there was none
 	reason string
 	drain  bool // let calls in flight finish
 }
@@ -125,6 +127,7 @@ func (m *module) run(ctx context.Context) {
 		if err != nil {
 			m.set(StateDown, err.Error(), nil)
 		} else {
+			m.attends(l)
 			m.set(StateUp, "", l)
 		}
 		if first {
@@ -146,6 +149,7 @@ func (m *module) run(ctx context.Context) {
 			k := m.attend(ctx, l)
 			m.set(StateDown, k.reason, nil)
 			m.end(l, k.drain)
+			m.attends(nil)
 			if ctx.Err() != nil {
 				return
 			}
@@ -166,17 +170,14 @@ func (m *module) run(ctx context.Context) {
 
 // attend waits until the life must end and says why.
 func (m *module) attend(ctx context.Context, l *life) kick {
-	// A wish for a restart that came for the life before is fulfilled.
-	select {
-	case <-m.kicks:
-	default:
-	}
 	for {
 		select {
 		case <-ctx.Done():
 			return kick{reason: "the host is closing", drain: true}
 		case k := <-m.kicks:
-			return k
+			if k.life == l { // a wish that came for the life before is fulfilled
+				return k
+			}
 		case <-l.lost:
 			return kick{reason: l.obituary()}
 		case done := <-m.recovers:
@@ -211,20 +212,37 @@ func (m *module) end(l *life, drain bool) {
 	m.mu.Unlock()
 }
 
-// kick asks for a restart; one that is asked for already stands for both.
+// attends says which life is to end when a restart is asked for, whether it takes calls at the moment or not.
+func (m *module) attends(l *life) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.attended = l
+}
+
+func (m *module) present() *life {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.attended
+}
+
+// kick asks for a restart; one that is asked for already stands for both, if it is of the same life.
 func (m *module) kick(k kick) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	select {
-	case m.kicks <- k:
+	case asked := <-m.kicks:
+		if asked.life == k.life {
+			k = asked
+		}
 	default:
 	}
+	m.kicks <- k // there is room: whoever sends has the lock
 }
 
 // restart ends the present life gently and waits for the next.
 func (m *module) restart(ctx context.Context) error {
-	m.mu.Lock()
-	before := m.life
-	m.mu.Unlock()
-	m.kick(kick{reason: "restart asked for", drain: true})
+	before := m.present()
+	m.kick(kick{life: before, reason: "restart asked for", drain: true})
 	for {
 		m.mu.Lock()
 		now, changed, reason := m.life, m.changed, m.reason
