@@ -51,7 +51,7 @@ cp "$extensions"/*.so "$fs$extensions/"
 cp -a bin/. "$fs/src/bin/"
 libraries bin/runc # is linked with libseccomp where that can be had
 install -m 755 tools/vm/go tools/vm/make "$fs/bin/"
-cp bin/mosaic-shim bin/mosaic-syslog-forwarder "$fs/src/built/"
+cp bin/mosaic-shim bin/mosaic-init bin/mosaic-syslog-forwarder "$fs/src/built/"
 export CGO_ENABLED=0
 build=("$go" build -trimpath -ldflags '-s -w')
 "${build[@]}" -o "$fs/src/built/" ./core/e2e/inside ./core/e2e/registry ./core/e2e/httpexecutor
@@ -69,6 +69,8 @@ while read -r package names; do
   done
   if [ -d "$package/testdata" ]; then cp -a "$package/testdata" "$fs/src/$package/"; fi
 done <tools/vm/packages
+mkdir -p "$fs/src/docs"
+cp docs/containers.md "$fs/src/docs/" # a test holds its table to the code
 
 cp -a "$out/kernel/lib/modules" "$fs/lib/modules"
 for v in "$fs"/lib/modules/*; do "$busybox" depmod -b "$fs" "${v##*/}"; done

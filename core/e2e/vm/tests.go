@@ -18,7 +18,7 @@ import (
 // accepted are the reasons for which a test may be skipped here: what a machine without hardware, with cgroup version 2
 // alone and without a toolchain cannot have. A test that is skipped for another reason fails its check, so that none is
 // ever passed over unseen.
-var accepted = regexp.MustCompile(`cgroup version 1|of version 1|only version 2|there is no C compiler|no GPU|needs python3|counts no events|one core only`)
+var accepted = regexp.MustCompile(`cgroup version 1|of version 1|only version 2|there is no C compiler|no GPU|needs python3|counts no events|one core only|of its own on cgroup version 2|device rules on cgroup version 2`)
 
 // skips are the tests that were skipped, with their reasons.
 type skips []string

@@ -48,6 +48,9 @@ var build = sync.OnceValues(func() (program []byte, err error) {
 	return os.ReadFile(bin)
 })
 
+// settle is how long processes may take that end by themselves: spare shims of an agent that was killed.
+const settle = 3 * time.Second
+
 // New makes an environment, and removes it at the end of the test: any process left is an error.
 func New(t testing.TB) *Env {
 	t.Helper()
@@ -89,6 +92,9 @@ func New(t testing.TB) *Env {
 			t.Fatal(err)
 		}
 		pids, err := root.Pids()
+		for deadline := time.Now().Add(settle); err == nil && len(pids) > 0 && time.Now().Before(deadline); pids, err = root.Pids() {
+			time.Sleep(10 * time.Millisecond) // they are nobody's children, so there is nothing to wait for
+		}
 		if err != nil || len(pids) > 0 {
 			t.Errorf("after the test %d processes are left in %s (%v), error %v", len(pids), e.Root, pids, err)
 		}
