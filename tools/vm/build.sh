@@ -14,7 +14,7 @@ busybox=$(command -v busybox) || { echo "busybox is missing: tools/install.sh lo
 make -s build >&2
 
 rm -rf "$fs" "$out/first"
-mkdir -p "$fs"/{bin,dev,proc,sys,run,tmp,root,etc,usr,mnt,var/tmp,lib,src/bin,src/built}
+mkdir -p "$fs"/{bin,dev,home,proc,sys,run,tmp,root,etc,usr,mnt,var/tmp,lib,src/bin,src/built}
 for d in sbin usr/bin usr/sbin; do ln -s /bin "$fs/$d"; done
 cp "$busybox" "$fs/bin/busybox"
 for applet in $("$busybox" --list); do

@@ -387,19 +387,26 @@ func (p *Provisioner) claim(ctx context.Context, dir string, b *base) ([]string,
 	return lower, os.Symlink(b.link(), filepath.Join(dir, "image"))
 }
 
-// discard takes a root filesystem away, with the volumes beside it.
+// discard takes a root filesystem away, with the volumes beside it. What says what they run from goes last: whoever looks
+// for images in use meanwhile must not find files of nobody knows what.
 func discard(dir string) error {
 	volumes, err := os.ReadDir(filepath.Join(dir, "volumes"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	roots := []string{filepath.Join(dir, "rootfs")}
 	for _, v := range volumes {
-		if err := unmount(filepath.Join(dir, "volumes", v.Name(), "rootfs")); err != nil {
+		roots = append(roots, filepath.Join(dir, "volumes", v.Name(), "rootfs"))
+	}
+	for _, root := range roots {
+		if err := unmount(root); err != nil {
 			return err
 		}
 	}
-	if err := unmount(filepath.Join(dir, "rootfs")); err != nil {
-		return err
+	for _, root := range roots {
+		if err := os.RemoveAll(root); err != nil {
+			return err
+		}
 	}
 	return os.RemoveAll(dir)
 }
