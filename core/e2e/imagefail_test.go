@@ -219,19 +219,14 @@ func TestImagesForOtherMachinesSaySo(t *testing.T) {
 	wantNoTraceOfImages(t, c)
 }
 
-func TestAFullDiskFailsTheTaskAndTheNextPullWorks(t *testing.T) {
-	needRoot(t)
-	checked := newCheckedImage(t)
-	host := registryBefore(t, func(w http.ResponseWriter, r *http.Request, next http.Handler) { next.ServeHTTP(w, r) })
-	big := func(size int) v1.Image {
-		return assemble(t, ociForm, layerTar(t, []entry{{name: "noise", mode: 0o644, data: noise(t, size)}}))
-	}
-	c := prepare(t, cluster.Options{})
+// imagesOnADiskOf puts the images of a cluster that has not begun on a disk of their own, of a size.
+func imagesOnADiskOf(t *testing.T, c *cluster.Cluster, size string) {
+	t.Helper()
 	disk := filepath.Join(c.Dir, "agent", "images")
 	if err := os.MkdirAll(disk, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=24m"); err != nil {
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size="+size); err != nil {
 		t.Skipf("no small disk: %v", err)
 	}
 	t.Cleanup(func() {
@@ -240,6 +235,17 @@ func TestAFullDiskFailsTheTaskAndTheNextPullWorks(t *testing.T) {
 			t.Errorf("unmount: %v", err)
 		}
 	})
+}
+
+func TestAFullDiskFailsTheTaskAndTheNextPullWorks(t *testing.T) {
+	needRoot(t)
+	checked := newCheckedImage(t)
+	host := registryBefore(t, func(w http.ResponseWriter, r *http.Request, next http.Handler) { next.ServeHTTP(w, r) })
+	big := func(size int) v1.Image {
+		return assemble(t, ociForm, layerTar(t, []entry{{name: "noise", mode: 0o644, data: noise(t, size)}}))
+	}
+	c := prepare(t, cluster.Options{})
+	imagesOnADiskOf(t, c, "24m")
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Second)
 	defer cancel()
 	if err := c.Start(ctx); err != nil {

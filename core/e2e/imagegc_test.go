@@ -14,8 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	mesosv1 "github.com/mosaic-cluster/mosaic/sdk/proto/mesos/v1"
 
 	"github.com/mosaic-cluster/mosaic/core/e2e/cluster"
@@ -46,18 +44,7 @@ agent {
   image_gc_excluded         = [%q]
 }
 `, stays)})
-	disk := filepath.Join(c.Dir, "agent", "images")
-	if err := os.MkdirAll(disk, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=80m"); err != nil {
-		t.Skipf("no small disk: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(disk, unix.MNT_DETACH); err != nil {
-			t.Errorf("unmount: %v", err)
-		}
-	})
+	imagesOnADiskOf(t, c, "80m")
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := c.Start(ctx); err != nil {

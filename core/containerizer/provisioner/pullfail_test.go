@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/mosaic-cluster/mosaic/core/containerizer/provisioner/registry"
@@ -143,9 +144,18 @@ func TestFailedPullsSayWhyAndLeaveNothing(t *testing.T) {
 	}
 }
 
-func TestPullsGoOnWhereTheyWereCut(t *testing.T) {
-	noise := make([]byte, 1<<20)
-	source := rand.New(rand.NewPCG(1, 2)) // so that it does not get small
+// noisy is an image of one layer with one file, which compression does not make small.
+type noisy struct {
+	image v1.Image
+	layer v1.Layer
+	noise string // of the file "data"
+	blob  []byte // the layer as it is sent
+}
+
+func newNoisy(t *testing.T, size int) noisy {
+	t.Helper()
+	noise := make([]byte, size)
+	source := rand.New(rand.NewPCG(1, 2))
 	for n := range noise {
 		noise[n] = byte(source.Uint32())
 	}
@@ -162,31 +172,36 @@ func TestPullsGoOnWhereTheyWereCut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return noisy{image: img, layer: layers[0], noise: string(noise), blob: blob}
+}
+
+func TestPullsGoOnWhereTheyWereCut(t *testing.T) {
+	n := newNoisy(t, 1<<20)
 	for kind, goesOn := range map[string]bool{"a registry that goes on": true, "one that starts anew": false} {
 		backends(t, func(t *testing.T, change func(*Config)) {
 			d := newDepot(t)
-			image := d.push(t, "app:1", img)
+			image := d.push(t, "app:1", n.image)
 			var mu sync.Mutex
 			var ranges []string
-			d.intercept(only("/blobs/"+digestOf(t, layers[0]), func(w http.ResponseWriter, r *http.Request) bool {
+			d.intercept(only("/blobs/"+digestOf(t, n.layer), func(w http.ResponseWriter, r *http.Request) bool {
 				mu.Lock()
 				defer mu.Unlock()
 				ranges = append(ranges, r.Header.Get("Range"))
 				switch {
 				case len(ranges) == 1:
-					w.Header().Set("Content-Length", fmt.Sprint(len(blob)))
-					_, _ = w.Write(blob[:len(blob)/2])
+					w.Header().Set("Content-Length", fmt.Sprint(len(n.blob)))
+					_, _ = w.Write(n.blob[:len(n.blob)/2])
 					panic(http.ErrAbortHandler)
 				case r.Header.Get("Range") != "" && !goesOn:
 					w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
 				default:
-					http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(blob))
+					http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(n.blob))
 				}
 				return true
 			}))
 			p := newPuller(t, change)
 			rootfs, _, err := p.ProvisionImage(t.Context(), "a", docker(image))
-			if err != nil || read(t, rootfs, "data") != string(noise) {
+			if err != nil || read(t, rootfs, "data") != n.noise {
 				t.Fatalf("ProvisionImage from %s: %v", kind, err)
 			}
 			if len(ranges) < 2 || !strings.HasPrefix(ranges[1], "bytes=") || ranges[1] == "bytes=0-" || !goesOn && ranges[len(ranges)-1] != "" {
@@ -228,49 +243,32 @@ func TestImagesNobodyCanUseAreRefused(t *testing.T) {
 
 // A line that is cut again and again brings a large image in the end, as long as it gets further.
 func TestAPullThatGetsFurtherIsNotGivenUp(t *testing.T) {
-	noise := make([]byte, 12<<20)
-	source := rand.New(rand.NewPCG(5, 6))
-	for n := range noise {
-		noise[n] = byte(source.Uint32())
-	}
-	img := imageWith(t, layerOf(t, file{name: "data", body: string(noise)}))
-	layers, err := img.Layers()
-	if err != nil {
-		t.Fatal(err)
-	}
-	rc, err := layers[0].Compressed()
-	if err != nil {
-		t.Fatal(err)
-	}
-	blob, err := io.ReadAll(rc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	n := newNoisy(t, 12<<20)
 	d := newDepot(t)
-	image := d.push(t, "app:1", img)
+	image := d.push(t, "app:1", n.image)
 	cuts := 0 // of one connection after the other
-	d.intercept(only("/blobs/"+digestOf(t, layers[0]), func(w http.ResponseWriter, r *http.Request) bool {
+	d.intercept(only("/blobs/"+digestOf(t, n.layer), func(w http.ResponseWriter, r *http.Request) bool {
 		var from int
 		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from); err != nil {
 			from = 0
 		}
 		const atOnce = 3 << 19
-		w.Header().Set("Content-Length", fmt.Sprint(len(blob)-from))
+		w.Header().Set("Content-Length", fmt.Sprint(len(n.blob)-from))
 		if from > 0 {
-			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(blob)-1, len(blob)))
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(n.blob)-1, len(n.blob)))
 			w.WriteHeader(http.StatusPartialContent)
 		}
-		if from+atOnce >= len(blob) {
-			_, _ = w.Write(blob[from:])
+		if from+atOnce >= len(n.blob) {
+			_, _ = w.Write(n.blob[from:])
 			return true
 		}
 		cuts++
-		_, _ = w.Write(blob[from : from+atOnce])
+		_, _ = w.Write(n.blob[from : from+atOnce])
 		panic(http.ErrAbortHandler)
 	}))
 	p := newPuller(t)
 	rootfs, _, err := p.ProvisionImage(t.Context(), "a", docker(image))
-	if err != nil || read(t, rootfs, "data") != string(noise) {
+	if err != nil || read(t, rootfs, "data") != n.noise {
 		t.Fatalf("ProvisionImage: %v", err)
 	}
 	if cuts <= pullTries {

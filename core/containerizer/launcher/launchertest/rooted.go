@@ -268,10 +268,10 @@ func placesAreMade(t *testing.T, e *Env, l launcher.Launcher) {
 	if err := os.WriteFile(file, []byte("a file\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	r := inImage(t, e, "pwd; cat /new/folders/file; stat -c %a /new/folders /new/work")
+	r := inImage(t, e, "pwd; cat /new/folders/file; stat -c %a /new/folders /new/place")
 	r.Proposal.Mounts = []*containerv1.Mount{{Destination: "/new/folders/file", Source: file, Type: "bind", Options: []string{"bind", "ro"}}}
-	r.Dir = "/new/work/here"
-	if _, out := Run(t, l, r); out != "/new/work/here\na file\n755\n755\n" {
+	r.Dir = "/new/place/here"
+	if _, out := Run(t, l, r); out != "/new/place/here\na file\n755\n755\n" {
 		t.Errorf("got %q", out)
 	}
 }
