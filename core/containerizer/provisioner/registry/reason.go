@@ -76,8 +76,10 @@ func Explain(err error) (reason error, again bool) {
 			return with(ErrUnauthorized), false
 		case code == http.StatusNotFound:
 			return with(ErrNotFound), false
+		case Unsatisfiable(err): // it has less than it said, or does not go on in the middle
+			return with(ErrTruncated), true
 		default:
-			return err, code >= 500 || code == http.StatusTooManyRequests || code == http.StatusRequestTimeout || Unsatisfiable(err)
+			return err, code >= 500 || code == http.StatusTooManyRequests || code == http.StatusRequestTimeout
 		}
 	case errors.Is(err, ErrCorrupt), errors.Is(err, ErrTruncated):
 		return err, false

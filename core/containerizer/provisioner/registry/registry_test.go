@@ -187,7 +187,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		{status(400), nil, false},
 		{status(429), nil, true},
 		{status(503), nil, true},
-		{status(416), nil, true},
+		{status(416), ErrTruncated, true},
 		{fmt.Errorf("x: %w", errdefs.ErrNotFound), ErrNotFound, false},
 		{fmt.Errorf("write: %w", syscall.ENOSPC), ErrNoSpace, false},
 		{fmt.Errorf("write: %w", syscall.EDQUOT), ErrNoSpace, false},
